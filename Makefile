@@ -1,0 +1,32 @@
+# Kuroko: `make help` lists what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+GO ?= go
+BIN := $(CURDIR)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# -trimpath and no VCS stamp: the same sources give the same binary anywhere.
+GOFLAGS_BUILD := -trimpath -buildvcs=false
+LDFLAGS := -s -w -X main.version=$(VERSION)
+export CGO_ENABLED = 0
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## compile the programs into bin/
+	$(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+.PHONY: check
+check: ## format, vet, unit tests, import direction; under a minute once caches are warm
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$out" ]; then echo "gofmt -w these files:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) test -short ./...
+
+.PHONY: test
+test: build ## all tests that need no root, cluster or Docker
+	$(GO) test ./...
+
+.PHONY: clean
+clean: ## remove what the other targets made in this folder
+	rm -rf $(BIN) .faas tools/node_modules

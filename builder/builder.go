@@ -1,0 +1,154 @@
+// Package builder turns a [Request] into an [Image] by digest, without a
+// daemon.
+//
+// Same request, same digest: on any machine, under any umask, in any folder.
+// An engine does the work; which one is decided in the plan, not here.
+package builder
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+// Engine builds images. Implementations are safe for concurrent use.
+type Engine interface {
+	// Build makes req's image, pushes it to req.Repository and returns it by
+	// digest. Building what exists already is cheap and returns the same digest.
+	//
+	// Errors: [*InputError] when the request's own content is wrong (the
+	// developer can act); [*Unavailable] when a registry or package source
+	// did not answer (a later try may help); ctx's error.
+	// Nothing half-pushed is ever tagged.
+	Build(ctx context.Context, req Request) (Image, error)
+}
+
+// Request is everything an image is made of. It holds no credentials: those
+// belong to the engine.
+type Request struct {
+	// Name is the image's short name, unique in its project: "nodejs18".
+	Name string
+	// Key is the input key from the plan: equal keys, equal images. It is
+	// recorded as a tag, so that an unchanged image costs one request.
+	Key string
+	// Repository receives the image.
+	Repository name.Repository
+	// Base is the image below everything else.
+	Base name.Digest
+	// Layers are trees placed on the base in order: adapter, plugins.
+	Layers []Tree
+	// Dependencies is nil when the project has none.
+	Dependencies *Dependencies
+	// Code is the developer's files.
+	Code Tree
+	// Config is what the image says about running itself.
+	Config Config
+	// Dockerfile, when set, replaces everything but Repository, Key and Code:
+	// an engine that executes Dockerfiles builds it with Code as its context.
+	Dockerfile *Dockerfile
+}
+
+// Tree is a set of files put at Prefix. Paths lists the files of FS that take
+// part, in any order; nil means all of them.
+type Tree struct {
+	Title  string // for people: "adapter", "code"
+	FS     fs.FS
+	Prefix string // absolute folder in the image
+	Paths  []string
+}
+
+// Config is the part of the image's configuration that we decide.
+type Config struct {
+	WorkingDir string
+	Entrypoint []string
+	Cmd        []string
+	Env        []string // KEY=value, appended to the base's
+	User       string   // uid:gid
+	Labels     map[string]string
+}
+
+// Dependencies names the lock file that decides the dependency layer.
+type Dependencies struct {
+	Kind string // npm
+	// FS holds Manifest (package.json) and Lock (package-lock.json).
+	FS             fs.FS
+	Manifest, Lock string
+	// Prefix is the folder in the image that node_modules goes into.
+	Prefix string
+	// Registry is the package registry's base URL, from bundle or machine;
+	// never part of a key, because integrity decides the content.
+	Registry string
+}
+
+// Dockerfile is a build by instructions.
+type Dockerfile struct {
+	// FS holds Path: the project's tree or the bundle's.
+	FS   fs.FS
+	Path string
+	Args map[string]string
+}
+
+// Image is what was built: a reference by digest, and how it came to be.
+type Image struct {
+	Name   string      `json:"name"`
+	Ref    name.Digest `json:"-"`
+	Key    string      `json:"key"`
+	Engine string      `json:"engine"`
+	Reused bool        `json:"reused"` // nothing was built or pushed
+	Layers []Layer     `json:"layers,omitempty"`
+	// Requests to the registry, and bytes sent to it.
+	Requests int   `json:"requests"`
+	Uploaded int64 `json:"uploaded"`
+	// Sandbox is where foreign commands ran: root, userns, none; empty when
+	// none ran.
+	Sandbox string `json:"sandbox,omitempty"`
+}
+
+// Layer is one layer of an image, for the table at the end of the log.
+type Layer struct {
+	Title  string `json:"title"` // base, adapter, dependencies, code
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"` // compressed bytes
+	Reused bool   `json:"reused"`
+}
+
+// InputError is a request that can't be built because of its own content: a
+// lock file out of step, a file that vanished, a failing build command.
+type InputError struct {
+	What string // "package-lock.json is out of step with package.json"
+	Next string // what the developer can do
+	Err  error
+}
+
+func (e *InputError) Error() string {
+	if e.Err != nil {
+		return e.What + ": " + e.Err.Error()
+	}
+	return e.What
+}
+
+func (e *InputError) Unwrap() error { return e.Err }
+
+// Unavailable is a registry or package source that did not do its part; a
+// later try may help.
+type Unavailable struct {
+	Op       string // "push registry.example/team/app"
+	Host     string
+	Attempts int
+	Err      error
+}
+
+func (e *Unavailable) Error() string {
+	s := e.Op + ": " + e.Host
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	if e.Attempts > 1 {
+		s += fmt.Sprintf(" (tried %d times)", e.Attempts)
+	}
+	return s
+}
+
+func (e *Unavailable) Unwrap() error { return e.Err }

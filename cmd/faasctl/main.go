@@ -1,0 +1,36 @@
+// Command faasctl is the platform team's program: it builds, signs and
+// publishes bundles, makes base images, and runs the embedded services.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kuroko-faas/kuroko/internal/cliapp"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args, os.Getenv, os.Stdout, os.Stderr))
+}
+
+// run is main without the process: everything it touches is a parameter.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	app := &cli.App{
+		Name:     "faasctl",
+		Usage:    "run the platform behind the functions",
+		Commands: commands(getenv),
+	}
+	return cliapp.Run(ctx, app, args, stdout, stderr, nil)
+}
+
+// commands are the program's commands, one file each.
+func commands(getenv func(string) string) []*cli.Command {
+	return []*cli.Command{}
+}
