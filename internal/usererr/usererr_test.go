@@ -1,0 +1,93 @@
+package usererr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func render(err error, docs string) string {
+	var b strings.Builder
+	Write(&b, err, docs)
+	return b.String()
+}
+
+func TestWrite(t *testing.T) {
+	tests := []struct {
+		name string
+		err  error
+		docs string
+		want string
+	}{
+		{"problems", &Error{Code: CodeProjectFile, Problems: []Problem{
+			{`line 7, column 14: functions.list.runtime: unknown runtime "nodejs19"`, "use one of: nodejs18, python3.11, java17"},
+			{`line 9, column 3: memroy: unknown key`, `did you mean "memory"?`},
+		}}, "https://docs.example/", `error: read faas.yml
+  why:  line 7, column 14: functions.list.runtime: unknown runtime "nodejs19"
+  next: use one of: nodejs18, python3.11, java17
+  why:  line 9, column 3: memroy: unknown key
+  next: did you mean "memory"?
+  who:  project     code: E1001     https://docs.example/errors#e1001
+`},
+		{"wrapped, several lines", fmt.Errorf("stage: %w", &Error{Code: CodeDeployFailed, Err: errors.New("exit code 3\nline one\nline two")}), "", `error: deploy the release
+  why:  exit code 3
+        line one
+        line two
+  next: read the function's last log lines above; the previous release still serves
+  who:  project     code: E1401
+`},
+		{"undesigned", errors.New("surprise"), "", `error: keep going
+  why:  surprise
+  next: this is a bug in Kuroko; please report it with the job's log
+  who:  kuroko (our bug)  code: E1901
+`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := render(tt.err, tt.docs); got != tt.want {
+				t.Errorf("got\n%s\nwant\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for err, want := range map[error]int{
+		nil:                                             0,
+		&Error{Code: CodeProjectFile}:                   1,
+		&Error{Code: CodeUsage}:                         2,
+		errors.New("x"):                                 70,
+		&Error{Code: CodeStoreUnavailable}:              75,
+		&Error{Code: CodeHeld}:                          76,
+		&Error{Code: CodeUnable}:                        77,
+		&Error{Code: CodeUntrusted}:                     78,
+		&Error{Code: CodeRevoked}:                       79,
+		&Error{Code: CodeRestored}:                      80,
+		context.Canceled:                                143,
+		fmt.Errorf("x: %w", context.DeadlineExceeded):   75,
+		&Error{Code: CodeDeployFailed, Class: External}: 75,
+	} {
+		if got := Exit(err); got != want {
+			t.Errorf("%v: exit %d, want %d", err, got, want)
+		}
+	}
+}
+
+// The table is what the messages' quality hangs on: no hole, no "failed to".
+func TestTable(t *testing.T) {
+	code := regexp.MustCompile(`^E1[0-9]{3}$`)
+	for c, e := range Codes() {
+		if !code.MatchString(string(c)) {
+			t.Errorf("code %q has no place in the scheme", c)
+		}
+		if e.What == "" || strings.Contains(e.What, "fail") || strings.HasSuffix(e.What, ".") {
+			t.Errorf("%s: what %q", c, e.What)
+		}
+		if _, ok := classes[e.Class]; !ok {
+			t.Errorf("%s: class %d is unknown", c, e.Class)
+		}
+	}
+}
