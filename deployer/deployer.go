@@ -1,12 +1,21 @@
 // Package deployer brings images to life: Spec → Revision → Release.
 //
-// [Deploy] holds the one order of steps that every target shares: lease,
-// unfinished intent, revisions at 0 %, readiness, record, intent, traffic,
-// check at the route, live. A [Target] is the small set of verbs that order
-// needs from a cluster. deployertest holds the behaviour suite of targets.
+// [Deploy] holds the one order of steps that every target shares: preflight,
+// lease, unfinished intent, revisions at 0 %, readiness, proof, record,
+// intent, traffic, check at the route, live, cleanup. A [Target] is the small
+// set of verbs that this order needs from a cluster; it decides nothing.
+// deployertest holds the behaviour suite of targets.
+//
+// Whatever happens, including the end of the process at any step, the route
+// keeps answering with one whole release, and running the same deploy again
+// converges: revisions are named by content, the intent is written before
+// traffic moves, and every write carries the epoch of the lease it was made
+// under.
 package deployer
 
 import (
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -21,37 +30,49 @@ type Scope struct {
 	Owner string `json:"owner"`
 }
 
+// String is the scope for people: "order-bff in prod".
+func (s Scope) String() string { return s.Service + " in " + s.Environment }
+
 // Spec is one deploy unit as it should run. Two equal Specs are one Revision:
 // nothing in it differs between equal deploys (no release, no bundle).
+// Fields added later must be omitted from JSON when empty, so that a revision
+// made before them keeps its name.
 type Spec struct {
 	// Name is the Knative service: <service>-<unit>, ≤ 40, DNS-1035.
 	Name string `json:"name"`
 	// Unit is the deploy unit's own name: main, or the function's.
 	Unit  string      `json:"unit"`
-	Image name.Digest `json:"-"`
+	Image name.Digest `json:"-"` // "image" in JSON
+	// Key is the image's input key, which the adapter answers to a nonce. It
+	// is no part of the revision's content: equal images need no new revision.
+	Key string `json:"key,omitempty"`
 	// Table is FAAS_UNIT: the JSON of the unit's handler table.
 	Table       string            `json:"table"`
 	Environment map[string]string `json:"environment,omitempty"`
 	Memory      string            `json:"memory,omitempty"` // Kubernetes quantity
 	CPU         string            `json:"cpu,omitempty"`
 	Concurrency int               `json:"concurrency,omitempty"`
-	Timeout     time.Duration     `json:"timeout,omitempty"`
-	InitTimeout time.Duration     `json:"initTimeout,omitempty"`
+	Timeout     time.Duration     `json:"timeout,omitempty"`     // of one request, in ns
+	InitTimeout time.Duration     `json:"initTimeout,omitempty"` // from process start to Ready, in ns
 	MinScale    int               `json:"minScale"`
 	MaxScale    int               `json:"maxScale"`
 }
 
 // Revision is a version of a unit that became Ready.
 type Revision struct {
-	Name  string      `json:"name"` // <ksvc>-<8 hex of the template>
-	Unit  string      `json:"unit"`
-	Image name.Digest `json:"-"`
+	Name    string      `json:"name"` // <ksvc>-<8 hex of the template>
+	Service string      `json:"service"`
+	Unit    string      `json:"unit"`
+	Image   name.Digest `json:"-"` // "image" in JSON
 	// URL reaches this revision whatever the traffic says.
 	URL string `json:"url"`
 	// Replaces is the revision that was live before; empty for a first deploy.
 	Replaces string `json:"replaces,omitempty"`
 	// Reused says that the revision existed already and nothing was created.
 	Reused bool `json:"reused"`
+	// Sandbox is how a local target runs it: root, userns or none. Empty on a
+	// cluster, where the runtime isolates.
+	Sandbox string `json:"sandbox,omitempty"`
 }
 
 // Release is the immutable record of what a service looked like in one
@@ -74,12 +95,23 @@ type Live struct {
 	Unit     string `json:"unit"`
 	Revision string `json:"revision"`
 	Image    string `json:"image"`
-	URL      string `json:"url"`
+	URL      string `json:"url"` // of the route
 	Spec     Spec   `json:"spec"`
 }
 
-// Head says which Release is live, and what is under way. It lives on the
-// Lease, so that lock and pointer share one version.
+// unit returns the release's unit with that service name.
+func (r Release) unit(service string) (Live, bool) {
+	for _, u := range r.Units {
+		if u.Spec.Name == service {
+			return u, true
+		}
+	}
+	return Live{}, false
+}
+
+// Head says which Release is live, what is under way and who may write. On a
+// cluster it is the Lease with annotations, so that lock and pointer share
+// one version.
 type Head struct {
 	Live     string `json:"live,omitempty"`     // release id
 	Previous string `json:"previous,omitempty"` // release id a rollback returns to
@@ -87,12 +119,38 @@ type Head struct {
 	Held     string `json:"held,omitempty"` // why it is held; empty: it is not
 	// Rollout is the open intent: a run that finds one finishes or restores it.
 	Rollout *Rollout `json:"rollout,omitempty"`
-	// Pipeline is the IID that made Live. An older pipeline never overwrites it.
+	// Pipeline is the highest IID that was ever made live. An older pipeline
+	// never overwrites it.
 	Pipeline int64 `json:"pipeline,omitempty"`
+	// Seq is the number of the newest release.
+	Seq int64 `json:"seq,omitempty"`
+	// History lists what was live, oldest first, at most [HistoryLimit].
+	History []WasLive `json:"history,omitempty"`
+
+	// Holder is who may write; empty: nobody does.
+	Holder string `json:"holder,omitempty"`
 	// Epoch counts holders. A write with an older epoch is refused.
 	Epoch int64 `json:"epoch"`
-	// Version is the record's own version, for compare-and-swap.
+	// Renewed is the holder's clock at its last renewal, for people. Others
+	// judge the holder by whether the record changes, by their own clock.
+	Renewed time.Time `json:"renewed,omitzero"`
+	// LeaseFor is how long the record must stand still before another takes
+	// over, in ns.
+	LeaseFor time.Duration `json:"leaseFor,omitempty"`
+
+	// Version is the record's own version, for compare-and-swap; empty where
+	// there is no record yet.
 	Version string `json:"-"`
+}
+
+// HistoryLimit bounds Head.History, which lives in an annotation.
+const HistoryLimit = 50
+
+// WasLive is one line of Head.History.
+type WasLive struct {
+	Release  string    `json:"release"`
+	Pipeline int64     `json:"pipeline,omitempty"`
+	At       time.Time `json:"at"`
 }
 
 // Rollout is an intent written before traffic moves.
@@ -100,6 +158,74 @@ type Rollout struct {
 	To       string    `json:"to"`             // release id
 	From     string    `json:"from,omitempty"` // release id to restore
 	Step     string    `json:"step"`
-	Deadline time.Time `json:"deadline"`
-	OnDeath  string    `json:"onDeath"` // finish or restore
+	Deadline time.Time `json:"deadline"` // the holder's last renewal + the lease's time
+	OnDeath  string    `json:"onDeath"`  // finish or restore
+}
+
+// MarshalJSON writes the image as its reference.
+func (s Spec) MarshalJSON() ([]byte, error) {
+	type plain Spec
+	return json.Marshal(struct {
+		plain
+		Image string `json:"image"`
+	}{plain(s), ref(s.Image)})
+}
+
+// UnmarshalJSON accepts what MarshalJSON writes. An image that is not a
+// reference by digest is an error.
+func (s *Spec) UnmarshalJSON(b []byte) error {
+	type plain Spec
+	v := struct {
+		*plain
+		Image string `json:"image"`
+	}{plain: (*plain)(s)}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	return setRef(&s.Image, v.Image)
+}
+
+// MarshalJSON writes the image as its reference.
+func (r Revision) MarshalJSON() ([]byte, error) {
+	type plain Revision
+	return json.Marshal(struct {
+		plain
+		Image string `json:"image"`
+	}{plain(r), ref(r.Image)})
+}
+
+// UnmarshalJSON accepts what MarshalJSON writes. An image that is not a
+// reference by digest is an error.
+func (r *Revision) UnmarshalJSON(b []byte) error {
+	type plain Revision
+	v := struct {
+		*plain
+		Image string `json:"image"`
+	}{plain: (*plain)(r)}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	return setRef(&r.Image, v.Image)
+}
+
+// ref is d's reference, empty for the zero Digest (whose String panics on
+// none of its parts but would say "@").
+func ref(d name.Digest) string {
+	if d.DigestStr() == "" {
+		return ""
+	}
+	return d.String()
+}
+
+func setRef(d *name.Digest, s string) error {
+	if s == "" {
+		*d = name.Digest{}
+		return nil
+	}
+	parsed, err := name.NewDigest(s)
+	if err != nil {
+		return fmt.Errorf("deployer: image %q: %w", s, err)
+	}
+	*d = parsed
+	return nil
 }

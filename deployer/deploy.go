@@ -1,0 +1,335 @@
+package deployer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// Deploy makes p live, or leaves what was live serving and says why.
+//
+// Errors, before anything is written: [ErrInvalid], [ErrPlanned],
+// [ErrForeign], [*HeldError], [*SupersededError], [*LockedError], and
+// [*Failed] from preflight. After that: [*Failed], with the coded causes
+// inside. A deploy whose process died is finished or undone by the next one.
+//
+// Deploying what is live already writes nothing. An older pipeline than the
+// newest one that was live is refused, unless its own release was live once:
+// then this is a [Rollback] to it.
+func Deploy(ctx context.Context, t Target, p Plan, o Options) (Outcome, error) {
+	if err := p.validate(); err != nil {
+		return Outcome{}, err
+	}
+	var out Outcome
+	err := locked(ctx, t, p.Scope, o, p.Units, func(ctx context.Context, r *run) error {
+		head := r.lease.current()
+		if head.Held != "" {
+			return &HeldError{Scope: p.Scope, Live: head.Live, Why: head.Held}
+		}
+		if was, err := superseded(p, head); err != nil {
+			return err
+		} else if was != "" {
+			r.say(Event{Step: StepLease, Text: fmt.Sprintf("pipeline %d was live as %s: returning to it", p.Pipeline, was)})
+			if out, err = r.rollback(ctx, was, ""); err == nil {
+				out.Rollback = true
+			}
+			return err
+		}
+		var err error
+		out, err = r.deploy(ctx, p)
+		return err
+	})
+	return out, err
+}
+
+// Stage prepares what Deploy does before traffic moves: p's revisions exist,
+// are Ready and proven at 0 %. A later Deploy of the same plan finds them.
+func Stage(ctx context.Context, t Target, p Plan, o Options) ([]Revision, error) {
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	var revs []Revision
+	err := locked(ctx, t, p.Scope, o, p.Units, func(ctx context.Context, r *run) error {
+		head := r.lease.current()
+		if head.Held != "" {
+			return &HeldError{Scope: p.Scope, Live: head.Live, Why: head.Held}
+		}
+		if was, err := superseded(p, head); err != nil || was != "" {
+			return err
+		}
+		state, err := r.recover(ctx, nil)
+		if err != nil {
+			return err
+		}
+		changes := Decide(p.Units, state)
+		if _, err := r.stage(ctx, p.Units, changes, state); err != nil {
+			return r.unstage(ctx, state, changes, err)
+		}
+		revs = r.revisions()
+		return nil
+	})
+	return revs, err
+}
+
+// Rollback makes an earlier release live again, from its record alone:
+// without a build, and without a plan. An empty id means the one that the
+// live release replaced. The scope is held afterwards, so that the next
+// pipeline does not undo it; [Resume] ends that. It works while held.
+func Rollback(ctx context.Context, t Target, scope Scope, id string, o Options) (Outcome, error) {
+	var out Outcome
+	err := locked(ctx, t, scope, o, nil, func(ctx context.Context, r *run) error {
+		head := r.lease.current()
+		if id == "" {
+			id = head.Previous
+		}
+		if id == "" {
+			return fmt.Errorf("deployer: roll %s back: no earlier release: %w", scope, ErrNotFound)
+		}
+		if !slices.ContainsFunc(head.History, func(w WasLive) bool { return w.Release == id }) {
+			return fmt.Errorf("deployer: roll %s back: release %s was never live: %w", scope, id, ErrNotFound)
+		}
+		why := fmt.Sprintf("rolled back from %s to %s by %s", cmp.Or(head.Live, "nothing"), id, r.o.Holder)
+		var err error
+		out, err = r.rollback(ctx, id, why)
+		out.Rollback = err == nil
+		return err
+	})
+	return out, err
+}
+
+// Resume lets deploys go on after a rollback.
+func Resume(ctx context.Context, t Target, scope Scope, o Options) error {
+	return locked(ctx, t, scope, o, nil, func(ctx context.Context, r *run) error {
+		return r.lease.update(ctx, func(h *Head) { h.Held = "" })
+	})
+}
+
+// Stop removes everything the scope runs. Its records stay, so that a
+// rollback brings it back.
+func Stop(ctx context.Context, t Target, scope Scope, o Options) error {
+	return locked(ctx, t, scope, o, nil, func(ctx context.Context, r *run) error {
+		services, err := t.Services(ctx, scope)
+		if err != nil {
+			return fmt.Errorf("deployer: observe %s: %w", scope, err)
+		}
+		// The record says so first: what is missing afterwards was meant to be.
+		err = r.lease.update(ctx, func(h *Head) {
+			if h.Live != "" {
+				h.Previous = h.Live
+			}
+			h.Live, h.Rollout, h.Staged = "", nil, ""
+		})
+		if err != nil {
+			return err
+		}
+		for _, svc := range services {
+			r.say(Event{Step: StepCleanup, Unit: svc.Unit, Text: "remove " + svc.Name})
+			if err := t.RemoveService(ctx, r.lease.fence(), svc.Name); err != nil {
+				return fmt.Errorf("deployer: remove %s: %w", svc.Name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// superseded decides the order of pipelines: nothing, a refusal, or the id of
+// the release that this older pipeline once had live.
+func superseded(p Plan, h Head) (was string, err error) {
+	if p.Pipeline == 0 || p.Pipeline >= h.Pipeline {
+		return "", nil
+	}
+	for _, w := range slices.Backward(h.History) {
+		if w.Pipeline == p.Pipeline {
+			return w.Release, nil
+		}
+	}
+	return "", &SupersededError{Scope: p.Scope, Pipeline: p.Pipeline, By: h.Pipeline, Live: h.Live}
+}
+
+// run is one holder's work in one scope.
+type run struct {
+	t     Target
+	scope Scope
+	o     Options
+	lease *lease
+
+	created map[string]bool // services that this run made
+
+	// Units are staged at once: mu guards what they share.
+	mu   sync.Mutex
+	made map[string]Revision // by service: Ready in this run
+	// nonceless are services whose own URL doesn't know nonces.
+	nonceless  map[string]bool
+	unverified bool
+	warnings   []string
+}
+
+func (r *run) say(e Event) { r.o.say(e) }
+
+func (r *run) warn(e Event) {
+	e.Warning = true
+	r.mu.Lock()
+	r.warnings = append(r.warnings, e.Text)
+	r.mu.Unlock()
+	r.o.say(e)
+}
+
+// revisions are the run's revisions, by unit.
+func (r *run) revisions() []Revision {
+	var revs []Revision
+	for _, rev := range r.made {
+		revs = append(revs, rev)
+	}
+	slices.SortFunc(revs, func(a, b Revision) int { return cmp.Compare(a.Unit, b.Unit) })
+	return revs
+}
+
+// locked runs f under the scope's lease, after preflight of units.
+func locked(ctx context.Context, t Target, scope Scope, o Options, units []Spec, f func(context.Context, *run) error) error {
+	o = o.withDefaults()
+	head, err := t.Head(ctx, scope)
+	if err != nil {
+		return fmt.Errorf("deployer: read head of %s: %w", scope, err)
+	}
+	if head.Held != "" && units != nil {
+		return &HeldError{Scope: scope, Live: head.Live, Why: head.Held}
+	}
+	o.say(Event{Step: StepPreflight, Text: "check rights, images and room"})
+	if err := t.Preflight(ctx, scope, units); err != nil {
+		if errors.Is(err, ErrForeign) {
+			return fmt.Errorf("deployer: %w", err)
+		}
+		return &Failed{Scope: scope, Step: StepPreflight, Serving: head.Live, Err: err}
+	}
+	l, held, err := acquire(ctx, t, scope, o)
+	if err != nil {
+		return err
+	}
+	r := &run{t: t, scope: scope, o: o, lease: l, made: map[string]Revision{}, nonceless: map[string]bool{}, created: map[string]bool{}}
+	err = f(held, r)
+	after, cancel := r.after(ctx)
+	defer cancel()
+	if rel := l.release(after); rel != nil && !errors.Is(rel, ErrFenced) {
+		r.say(Event{Step: StepLease, Warning: true, Text: "the lease was not given back and runs out by itself: " + rel.Error()})
+	}
+	return err
+}
+
+// after is the context for what must be done even when ctx has ended.
+func (r *run) after(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), r.o.Grace)
+}
+
+// deploy is Deploy under the lease.
+func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
+	state, err := r.recover(ctx, &p)
+	if err != nil {
+		return Outcome{}, err
+	}
+	changes := Decide(p.Units, state)
+	open := state.Head.Rollout
+	if open == nil && state.Live != nil && same(*state.Live, p) && !slices.ContainsFunc(changes, func(c Change) bool { return c.Action != Unchanged }) {
+		r.say(Event{Step: StepLive, Text: "nothing to change, " + state.Live.ID + " is live"})
+		r.cleanup(ctx, *state.Live, nil)
+		return Outcome{Release: *state.Live, Changes: changes, NoChange: true, Verified: true, Warnings: r.warnings}, nil
+	}
+	units, err := r.stage(ctx, p.Units, changes, state)
+	if err != nil {
+		return Outcome{}, r.unstage(ctx, state, changes, err)
+	}
+	rel := Release{
+		Scope: p.Scope, Created: r.o.Now().UTC(), Commit: p.Commit, Pipeline: p.Pipeline, Bundle: p.Bundle,
+		CreatedBy: p.CreatedBy, Units: units, Previous: state.Head.Live,
+	}
+	if open != nil {
+		// The same plan died after it had written record and intent.
+		if rel, err = r.t.Release(ctx, r.scope, open.To); err != nil {
+			return Outcome{}, r.unstage(ctx, state, changes, failed(StepRecover, err))
+		}
+	} else if rel, err = r.record(ctx, rel); err != nil {
+		return Outcome{}, r.unstage(ctx, state, changes, failed(StepRecord, err))
+	}
+	return r.shift(ctx, rel, state, changes, true, func(h *Head) { h.Held = "" })
+}
+
+// rollback makes the recorded release live again, under the lease.
+func (r *run) rollback(ctx context.Context, id, why string) (Outcome, error) {
+	state, err := r.recover(ctx, nil)
+	if err != nil {
+		return Outcome{}, err
+	}
+	rel, err := r.t.Release(ctx, r.scope, id)
+	if err != nil {
+		return Outcome{}, fmt.Errorf("deployer: read release %s of %s: %w", id, r.scope, err)
+	}
+	specs := make([]Spec, len(rel.Units))
+	for i, u := range rel.Units {
+		specs[i] = u.Spec
+	}
+	changes := Decide(specs, state)
+	for i, u := range rel.Units {
+		changes[i].To = u.Revision // by the record, whatever its content would be called now
+	}
+	if state.Head.Live == id && !slices.ContainsFunc(changes, func(c Change) bool { return c.Action != Unchanged }) {
+		err := r.lease.update(ctx, func(h *Head) {
+			if why != "" {
+				h.Held = why
+			}
+		})
+		return Outcome{Release: rel, Changes: changes, NoChange: true, Verified: true}, err
+	}
+	if _, err := r.stage(ctx, specs, changes, state); err != nil {
+		return Outcome{}, r.unstage(ctx, state, changes, err)
+	}
+	return r.shift(ctx, rel, state, changes, false, func(h *Head) {
+		if why == "" {
+			why = fmt.Sprintf("pipeline %d was run again by %s", rel.Pipeline, r.o.Holder)
+		}
+		h.Held = why
+	})
+}
+
+// same reports whether the live release is what the plan asks for, provenance
+// included.
+func same(live Release, p Plan) bool {
+	if live.Commit != p.Commit || live.Pipeline != p.Pipeline || live.Bundle != p.Bundle {
+		return false
+	}
+	return sameUnits(live, p.Units)
+}
+
+func sameUnits(rel Release, units []Spec) bool {
+	if len(rel.Units) != len(units) {
+		return false
+	}
+	for _, u := range units {
+		l, ok := rel.unit(u.Name)
+		if !ok || l.Spec.Hash() != u.Hash() {
+			return false
+		}
+	}
+	return true
+}
+
+// failed marks err with the step it came from.
+func failed(s Step, err error) *Failed { return &Failed{Step: s, Err: err} }
+
+// record writes the release under the next free id.
+func (r *run) record(ctx context.Context, rel Release) (Release, error) {
+	for n := r.lease.current().Seq + 1; ; n++ {
+		rel.ID = fmt.Sprintf("r%d", n)
+		err := r.t.CreateRelease(ctx, r.lease.fence(), rel)
+		if err == nil {
+			r.say(Event{Step: StepRecord, Text: "release " + rel.ID})
+			return rel, nil
+		}
+		// An id is taken when a run died before it wrote its intent, or when
+		// the answer to our own write was lost. Neither is worth reusing.
+		if !errors.Is(err, ErrExists) {
+			return Release{}, fmt.Errorf("write release %s: %w", rel.ID, err)
+		}
+	}
+}

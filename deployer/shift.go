@@ -1,0 +1,207 @@
+package deployer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// shift moves traffic to the recorded release: intent, traffic, check, live,
+// cleanup. warm keeps the replaced revisions reachable as [TagPrevious]; live
+// adds to the Head in the same write that makes rel live.
+func (r *run) shift(ctx context.Context, rel Release, state State, changes []Change, warm bool, live func(*Head)) (Outcome, error) {
+	from := state.Head.Live
+	err := r.lease.update(ctx, func(h *Head) {
+		h.Rollout = &Rollout{To: rel.ID, From: from, Step: string(StepTraffic), OnDeath: "restore"}
+	})
+	if err != nil {
+		return Outcome{}, r.undo(ctx, state, changes, failed(StepIntent, err))
+	}
+	changed := map[string]bool{}
+	for _, c := range changes {
+		u, ok := rel.unit(c.Service)
+		if !ok || c.Action == Unchanged {
+			continue
+		}
+		changed[c.Service] = true
+		shares := []Share{{Revision: u.Revision, Percent: 100}}
+		if svc, _ := state.service(c.Service); warm && c.From != u.Revision {
+			if old, ok := svc.Revision(c.From); ok && old.Phase != Broken {
+				shares = append(shares, Share{Revision: c.From, Tag: TagPrevious})
+			}
+		}
+		r.say(Event{Step: StepTraffic, Unit: u.Unit, Revision: u.Revision, Text: "100 % to " + u.Revision})
+		if err := r.t.SetTraffic(ctx, r.lease.fence(), c.Service, shares); err != nil {
+			return Outcome{}, r.undo(ctx, state, changes, failed(StepTraffic, fmt.Errorf("move traffic of %s: %w", c.Service, err)))
+		}
+	}
+	for _, u := range rel.Units {
+		if !changed[u.Spec.Name] {
+			continue
+		}
+		if err := r.prove(ctx, u.Spec, u.Revision, false); err != nil {
+			return Outcome{}, r.undo(ctx, state, changes, failed(StepCheck, err))
+		}
+		r.say(Event{Step: StepCheck, Unit: u.Unit, Revision: u.Revision, Text: "the route answers with " + u.Revision})
+	}
+	if err := r.golive(ctx, rel, live); err != nil && !r.isLive(ctx, rel) {
+		return Outcome{}, r.undo(ctx, state, changes, failed(StepLive, err))
+	}
+	r.say(Event{Step: StepLive, Text: rel.ID + " is live"})
+	r.cleanup(ctx, rel, changed)
+	return Outcome{Release: rel, Changes: changes, Verified: !r.unverified, Warnings: r.warnings}, nil
+}
+
+// golive closes the intent and moves the pointer, in one write.
+func (r *run) golive(ctx context.Context, rel Release, live func(*Head)) error {
+	at := r.o.Now().UTC()
+	return r.lease.update(ctx, func(h *Head) {
+		h.Live, h.Previous, h.Rollout, h.Staged = rel.ID, rel.Previous, nil, ""
+		h.Pipeline = max(h.Pipeline, rel.Pipeline)
+		h.Seq = max(h.Seq, seqOf(rel.ID))
+		// A write whose answer was lost is applied again to what it left.
+		if n := len(h.History); n == 0 || h.History[n-1].Release != rel.ID || !h.History[n-1].At.Equal(at) {
+			h.History = append(slices.Clone(h.History), WasLive{Release: rel.ID, Pipeline: rel.Pipeline, At: at})
+		}
+		h.History = h.History[max(0, len(h.History)-HistoryLimit):]
+		live(h)
+	})
+}
+
+// isLive looks whether the write that failed had its effect after all.
+func (r *run) isLive(ctx context.Context, rel Release) bool {
+	ctx, cancel := r.after(ctx)
+	defer cancel()
+	h, err := r.t.Head(ctx, r.scope)
+	return err == nil && h.Epoch == r.lease.fence().Epoch && h.Live == rel.ID && h.Rollout == nil
+}
+
+// seqOf is the number in a release id; 0 for what isn't one.
+func seqOf(id string) int64 {
+	n, err := strconv.ParseInt(strings.TrimPrefix(id, "r"), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// undo is what follows a failure after the intent was, or may have been,
+// written. Which of the two, the record says.
+func (r *run) undo(ctx context.Context, state State, changes []Change, cause *Failed) error {
+	f := &Failed{Scope: r.scope, Step: cause.Step, Serving: state.Head.Live, Err: cause.Err}
+	if lost := fenced(ctx, cause.Err); lost != nil {
+		f.Err, f.Restore = lost, lost // another run's business now
+		return f
+	}
+	r.say(Event{Step: StepRestore, Text: "taking back: " + cause.Err.Error()})
+	after, cancel := r.after(ctx)
+	defer cancel()
+	if err := r.lease.update(after, func(*Head) {}); err != nil {
+		f.Restore = err
+		return f
+	}
+	if r.lease.current().Rollout == nil {
+		return r.unstage(ctx, state, changes, cause)
+	}
+	f.Moved = cause.Step != StepIntent
+	f.Restore = r.restore(after)
+	return f
+}
+
+// cleanup removes what no kept release needs. The release is live already, so
+// what goes wrong here is a warning, and the next run's work.
+func (r *run) cleanup(ctx context.Context, rel Release, changed map[string]bool) {
+	if err := r.tidy(ctx, rel, changed); err != nil {
+		r.warn(Event{Step: StepCleanup, Text: "clean up: " + err.Error()})
+	}
+}
+
+func (r *run) tidy(ctx context.Context, rel Release, changed map[string]bool) error {
+	kept, err := r.kept(ctx, rel)
+	if err != nil {
+		return err
+	}
+	needed := map[string]bool{}
+	for _, k := range kept {
+		for _, u := range k.Units {
+			needed[u.Revision] = true
+		}
+	}
+	services, err := r.t.Services(ctx, r.scope)
+	if err != nil {
+		return fmt.Errorf("observe: %w", err)
+	}
+	var errs []error
+	for _, svc := range services {
+		u, ok := rel.unit(svc.Name)
+		if !ok {
+			r.say(Event{Step: StepCleanup, Unit: svc.Unit, Text: "remove " + svc.Name})
+			errs = append(errs, r.t.RemoveService(ctx, r.lease.fence(), svc.Name))
+			continue
+		}
+		errs = append(errs, r.tidyService(ctx, svc, u, needed))
+	}
+	ids, err := r.t.Releases(ctx, r.scope)
+	errs = append(errs, err)
+	for _, id := range ids {
+		if _, ok := kept[id]; !ok {
+			errs = append(errs, r.t.RemoveRelease(ctx, r.lease.fence(), id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tidyService drops shares and revisions that nothing needs. An untouched
+// service costs no write.
+func (r *run) tidyService(ctx context.Context, svc Service, live Live, needed map[string]bool) error {
+	var shares []Share
+	for _, s := range svc.Traffic {
+		if s.Percent > 0 || s.Tag == TagPrevious && needed[s.Revision] {
+			shares = append(shares, s)
+		}
+	}
+	if !slices.Equal(shares, svc.Traffic) {
+		if err := r.t.SetTraffic(ctx, r.lease.fence(), svc.Name, shares); err != nil {
+			return fmt.Errorf("drop tags of %s: %w", svc.Name, err)
+		}
+	}
+	if svc.Template != live.Revision {
+		if err := r.t.RestoreTemplate(ctx, r.lease.fence(), live.Spec, live.Revision); err != nil {
+			return fmt.Errorf("restore template of %s: %w", svc.Name, err)
+		}
+	}
+	for _, rev := range svc.Revisions {
+		if !needed[rev.Name] {
+			if err := r.t.RemoveRevision(ctx, r.lease.fence(), svc.Name, rev.Name); err != nil {
+				return fmt.Errorf("remove %s: %w", rev.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// kept are the releases that can be rolled back to, rel among them.
+func (r *run) kept(ctx context.Context, rel Release) (map[string]Release, error) {
+	kept := map[string]Release{rel.ID: rel}
+	ids := []string{rel.Previous}
+	for _, w := range slices.Backward(r.lease.current().History) {
+		ids = append(ids, w.Release)
+	}
+	for _, id := range ids {
+		if _, ok := kept[id]; ok || id == "" || len(kept) > r.o.Keep {
+			continue
+		}
+		old, err := r.t.Release(ctx, r.scope, id)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read release %s: %w", id, err)
+		}
+		kept[id] = old
+	}
+	return kept, nil
+}
