@@ -1,0 +1,499 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// stagingPlaces are folders of which one exists everywhere. The tmpfs that we
+// work on covers it inside the new mount namespace only, and is gone with the
+// old root.
+var stagingPlaces = []string{"/tmp", "/run", "/var", "/mnt", "/etc"}
+
+// devices are what a program may expect in /dev without asking for hardware.
+var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
+
+// links in /dev.
+var links = [][2]string{
+	{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
+}
+
+// Parts of /proc that are the machine's, not the sandbox's. Root without any
+// capability may still write most of /proc/sys.
+var (
+	procReadOnly = []string{"sys", "irq", "bus", "fs"}
+	procHidden   = []string{"kcore", "keys", "timer_list", "sysrq-trigger"}
+)
+
+// tree is the new root while it is being built.
+type tree struct {
+	o    *order
+	fd   int   // of the new root
+	kept []int // descriptors that paths go through, until the root is done
+}
+
+// keep returns a path for fd that is good until close.
+func (t *tree) keep(fd int) string {
+	t.kept = append(t.kept, fd)
+	return fdPath(fd)
+}
+
+func (t *tree) close() {
+	for _, fd := range t.kept {
+		unix.Close(fd)
+	}
+}
+
+// makeRoot builds the root that o describes and moves into it.
+func (o *order) makeRoot() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return &stepError{op: "make mounts private", rights: true, err: err}
+	}
+	// Everything of the caller is opened before the tmpfs may cover it. Paths
+	// of descriptors also need no quoting in overlay's options and keep them
+	// under the kernel's limit of one page.
+	opened := map[string]string{}
+	t := tree{o: o}
+	defer t.close()
+	open := func(p string) error {
+		if p == "" || opened[p] != "" {
+			return nil
+		}
+		fd, err := unix.Open(p, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &stepError{op: "open", path: p, err: err}
+		}
+		opened[p] = t.keep(fd)
+		return nil
+	}
+	want := append([]string{o.Root, o.Upper, o.Work}, o.Lower...)
+	for _, b := range o.Binds {
+		want = append(want, b.Source)
+	}
+	for _, d := range devices {
+		want = append(want, "/dev/"+d)
+	}
+	for _, p := range want {
+		if err := open(p); err != nil {
+			return err
+		}
+	}
+	staging, err := o.staging()
+	if err != nil {
+		return err
+	}
+	root, err := o.mountRoot(staging, opened)
+	if err != nil {
+		return err
+	}
+	if t.fd, err = unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return &stepError{op: "open the new root", err: err}
+	}
+	t.keep(t.fd)
+	if err := t.fill(opened); err != nil {
+		return err
+	}
+	if err := unix.Fchdir(t.fd); err != nil {
+		return &stepError{op: opPivot, err: err}
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return &stepError{op: opPivot, rights: true, err: err}
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return &stepError{op: "leave the old root", rights: true, err: err}
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return &stepError{op: "enter the new root", err: err}
+	}
+	return nil
+}
+
+// staging mounts the tmpfs that holds the mount point, the skeleton and, when
+// they go to memory, the changes.
+func (o *order) staging() (string, error) {
+	last := error(unix.ENOENT)
+	for _, p := range stagingPlaces {
+		last = unix.Mount("tmpfs", p, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, fmt.Sprintf("mode=755,size=%d", o.TmpfsBytes))
+		if last == nil {
+			for _, d := range []string{"root", "skeleton", "up", "work"} {
+				if err := unix.Mkdir(p+"/"+d, 0o755); err != nil {
+					return "", &stepError{op: "make folder", path: p + "/" + d, err: err}
+				}
+			}
+			return p, nil
+		}
+		if last != unix.ENOENT && last != unix.ENOTDIR {
+			break
+		}
+	}
+	return "", &stepError{op: "mount tmpfs", rights: true, err: last}
+}
+
+// mountRoot mounts what becomes / and returns where.
+func (o *order) mountRoot(staging string, opened map[string]string) (string, error) {
+	root := staging + "/root"
+	flags := uintptr(unix.MS_NODEV)
+	if !o.KeepCapabilities {
+		flags |= unix.MS_NOSUID
+	}
+	if o.Root != "" {
+		if err := unix.Mount(opened[o.Root], root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return "", &stepError{op: "bind the root", path: o.Root, rights: true, err: err}
+		}
+		if err := remountAll(root, flags); err != nil {
+			return "", &stepError{op: "protect the root", path: o.Root, rights: true, err: err}
+		}
+		return root, nil
+	}
+	if o.Probe {
+		return root, nil
+	}
+	skeleton := staging + "/skeleton"
+	if err := o.fillSkeleton(skeleton, opened); err != nil {
+		return "", err
+	}
+	up, work := staging+"/up", staging+"/work"
+	if o.Upper != "" {
+		up, work = opened[o.Upper], opened[o.Work]
+		if err := unix.Chmod(up, 0o755); err != nil {
+			return "", &stepError{op: "set the mode of", path: o.Upper, err: err}
+		}
+	}
+	var lower []string
+	for _, l := range o.Lower {
+		lower = append(lower, opened[l])
+	}
+	options := "lowerdir=" + strings.Join(append(lower, skeleton), ":") + ",upperdir=" + up + ",workdir=" + work
+	if o.Mode == UserNS {
+		options += ",userxattr"
+	} else {
+		// The changes shall be plain files: no names or contents that are
+		// found in the lower folders only.
+		options += ",redirect_dir=off,metacopy=off"
+	}
+	// Nobody needs the changes after a crash: volatile saves flushing them.
+	// Linux before 5.10 doesn't know it.
+	err := unix.Mount("overlay", root, "overlay", flags, options+",volatile")
+	if err == unix.EINVAL {
+		err = unix.Mount("overlay", root, "overlay", flags, options)
+	}
+	if err != nil {
+		return "", &stepError{op: opOverlay, err: err}
+	}
+	return root, nil
+}
+
+// fillSkeleton makes the mount points in the lowest layer, so that they never
+// count as a change.
+func (o *order) fillSkeleton(dir string, opened map[string]string) error {
+	r, err := os.OpenRoot(dir)
+	if err != nil {
+		return &stepError{op: "make mount points", err: err}
+	}
+	defer r.Close()
+	for _, d := range []string{"proc", "dev", "tmp"} {
+		err = errors.Join(err, r.Mkdir(d, 0o755))
+	}
+	err = errors.Join(err, r.Chmod("tmp", 0o777|os.ModeSticky))
+	for _, b := range o.Binds {
+		rel := strings.TrimPrefix(path.Clean(b.Target), "/")
+		st, statErr := os.Stat(opened[b.Source])
+		if statErr != nil {
+			return &stepError{op: "bind", path: b.Source, err: statErr}
+		}
+		if st.IsDir() {
+			err = errors.Join(err, r.MkdirAll(rel, 0o755))
+			continue
+		}
+		err = errors.Join(err, r.MkdirAll(path.Dir(rel), 0o755))
+		if f, openErr := r.OpenFile(rel, os.O_CREATE, 0o644); openErr == nil {
+			err = errors.Join(err, f.Close())
+		}
+	}
+	if err != nil {
+		return &stepError{op: "make mount points", err: err}
+	}
+	return nil
+}
+
+// fill mounts /proc, /dev and the binds into the new root.
+func (t *tree) fill(opened map[string]string) error {
+	proc, err := t.point("/proc", true)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("proc", proc, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return &stepError{op: opProc, rights: true, err: err}
+	}
+	if err := t.hideMachine(opened["/dev/null"]); err != nil {
+		return err
+	}
+	if err := t.fillDev(opened); err != nil {
+		return err
+	}
+	if fd, err := t.open("/tmp"); err == nil {
+		unix.Close(fd)
+	} else {
+		tmp, err := t.point("/tmp", true)
+		if err == nil {
+			err = unix.Chmod(tmp, 0o1777)
+		}
+		if err != nil {
+			return &stepError{op: "make", path: "/tmp", err: err}
+		}
+	}
+	for _, b := range t.o.Binds {
+		if err := t.bind(b, opened[b.Source]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tree) bind(b Bind, source string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(source, &st); err != nil {
+		return &stepError{op: "bind", path: b.Source, err: err}
+	}
+	dst, err := t.point(b.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(source, dst, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return &stepError{op: "bind", path: b.Source, rights: true, err: err}
+	}
+	// dst is what lies below the new mount: open the place again.
+	if dst, err = t.point(b.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR); err != nil {
+		return err
+	}
+	flags := uintptr(safe)
+	if b.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	real, err := os.Readlink(dst)
+	if err == nil {
+		err = remountAll(real, flags)
+	}
+	if err != nil {
+		return &stepError{op: "protect the bind of", path: b.Source, rights: true, err: err}
+	}
+	return nil
+}
+
+func (t *tree) fillDev(opened map[string]string) error {
+	dev, err := t.point("/dev", true)
+	if err != nil {
+		return err
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("tmpfs", dev, "tmpfs", flags, "mode=755,size=64k"); err != nil {
+		return &stepError{op: "mount /dev", rights: true, err: err}
+	}
+	for _, name := range devices {
+		p, err := t.point("/dev/"+name, false)
+		if err != nil {
+			return err
+		}
+		if err := unix.Mount(opened["/dev/"+name], p, "", unix.MS_BIND, ""); err != nil {
+			return &stepError{op: "bind", path: "/dev/" + name, rights: true, err: err}
+		}
+	}
+	if dev, err = t.point("/dev", true); err != nil {
+		return err
+	}
+	for _, l := range links {
+		if err := unix.Symlink(l[1], dev+"/"+l[0]); err != nil {
+			return &stepError{op: "link", path: "/dev/" + l[0], err: err}
+		}
+	}
+	shm, err := t.point("/dev/shm", true)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", shm, "tmpfs", flags, "mode=1777,size=64m"); err != nil {
+		return &stepError{op: "mount /dev/shm", rights: true, err: err}
+	}
+	return nil
+}
+
+// hideMachine protects the parts of /proc that reach beyond the namespaces.
+func (t *tree) hideMachine(null string) error {
+	each := func(names []string, f func(p string) error) error {
+		for _, n := range names {
+			fd, err := t.open("/proc/" + n)
+			if err == unix.ENOENT {
+				continue // not in this kernel
+			}
+			if err == nil {
+				err = f(fdPath(fd))
+				unix.Close(fd)
+			}
+			if err != nil {
+				return &stepError{op: "protect /proc", path: n, rights: true, err: err}
+			}
+		}
+		return nil
+	}
+	err := each(procHidden, func(p string) error { return unix.Mount(null, p, "", unix.MS_BIND, "") })
+	if err != nil {
+		return err
+	}
+	err = each(procReadOnly, func(p string) error { return unix.Mount(p, p, "", unix.MS_BIND, "") })
+	if err != nil {
+		return err
+	}
+	return each(procReadOnly, func(p string) error { return remount(p, safe|unix.MS_RDONLY) })
+}
+
+// open opens p inside the new root, where also symbolic links end inside.
+func (t *tree) open(p string) (int, error) {
+	return unix.Openat2(t.fd, strings.TrimPrefix(p, "/"), &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+// point returns a path of p inside the new root, made when it doesn't exist.
+func (t *tree) point(p string, dir bool) (string, error) {
+	p = path.Clean(p)
+	fd, err := t.open(p)
+	if err == unix.ENOENT {
+		err = t.create(p, dir)
+		if err == nil {
+			fd, err = t.open(p)
+		}
+	}
+	if err != nil {
+		return "", &stepError{op: "make the mount point", path: p, err: err}
+	}
+	return t.keep(fd), nil
+}
+
+func (t *tree) create(p string, dir bool) error {
+	parent := t.fd
+	if up := path.Dir(p); up != "/" {
+		fd, err := t.open(up)
+		if err == unix.ENOENT {
+			if err = t.create(up, true); err == nil {
+				fd, err = t.open(up)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		parent = fd
+	}
+	name := path.Base(p)
+	var st unix.Stat_t
+	if unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		// A dangling link, as /etc/resolv.conf often is: a mount can't cover
+		// it, so the file that it names is made instead.
+		return t.createTarget(parent, name, path.Dir(p), dir)
+	}
+	if dir {
+		return unix.Mkdirat(parent, name, 0o755)
+	}
+	fd, err := unix.Openat(parent, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+func (t *tree) createTarget(parent int, name, in string, dir bool) error {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(parent, name, buf)
+	if err != nil {
+		return err
+	}
+	to := string(buf[:n])
+	if !path.IsAbs(to) {
+		to = path.Join(in, to)
+	}
+	to = path.Clean("/" + to)
+	if to == path.Join(in, name) {
+		return unix.ELOOP
+	}
+	if _, err := t.open(to); err != unix.ENOENT {
+		return unix.ELOOP // it resolves in another way: nothing we should guess
+	}
+	return t.create(to, dir)
+}
+
+// safe are the flags of everything that is shown inside.
+const safe = unix.MS_NODEV | unix.MS_NOSUID
+
+// remountAll adds flags to what is mounted at p, a path without links, and to
+// everything mounted below it.
+func remountAll(p string, flags uintptr) error {
+	mounts, err := mountPoints("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if m == p || strings.HasPrefix(m, p+"/") {
+			if err := remount(m, flags); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// remount adds flags to those that the mount has: taking one away may be
+// forbidden.
+func remount(p string, flags uintptr) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(p, &st); err != nil {
+		return err
+	}
+	// These have the same values as mount flags. The kernel keeps the access
+	// time flags when none is given.
+	flags |= uintptr(st.Flags) & (unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	return unix.Mount("", p, "", unix.MS_BIND|unix.MS_REMOUNT|flags, "")
+}
+
+// mountPoints are the mount points in a mountinfo file.
+func mountPoints(file string) ([]string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 {
+			all = append(all, unescape(f[4]))
+		}
+	}
+	return all, nil
+}
+
+// unescape reads mountinfo's \040 for a space, and the like.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			n := 0
+			for _, c := range []byte(s[i+1 : i+4]) {
+				n = n*8 + int(c-'0')
+			}
+			if n > 0 && n < 256 {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

@@ -1,0 +1,595 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kuroko-faas/kuroko/internal/run"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
+)
+
+// asNobody is set in the copy of the tests that runs without privileges.
+const asNobody = "KUROKO_TEST_AS_NOBODY"
+
+func TestMain(m *testing.M) {
+	sandbox.Main()
+	os.Exit(m.Run())
+}
+
+// TestUnprivileged runs the tests of this package again as an ordinary user.
+func TestUnprivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to become another user; the other tests run as this user already")
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^Test[^U]", "-test.v="+strconv.FormatBool(testing.Verbose()))
+	if testing.Short() {
+		cmd.Args = append(cmd.Args, "-test.short")
+	}
+	tmp := t.TempDir()
+	for _, dir := range []string{tmp, filepath.Dir(tmp)} {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd.Env = []string{asNobody + "=1", "TMPDIR=" + tmp, "PATH=" + os.Getenv("PATH")}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// modes runs f in every mode that this process may use.
+func modes(t *testing.T, f func(t *testing.T, m sandbox.Mode)) {
+	t.Helper()
+	for _, m := range []sandbox.Mode{sandbox.Root, sandbox.UserNS} {
+		t.Run(string(m), func(t *testing.T) {
+			if m == sandbox.Root && os.Geteuid() != 0 {
+				t.Skip("mode root needs root")
+			}
+			p, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: m, Root: hostTools(t), Binds: toolBinds, Argv: []string{"/usr/bin/true"}})
+			if errors.Is(err, sandbox.ErrForbidden) {
+				t.Skipf("not possible on this machine: %v", err)
+			}
+			if err == nil {
+				err = p.Wait()
+			}
+			if err != nil {
+				t.Fatalf("the smallest sandbox: %v", err)
+			}
+			f(t, m)
+		})
+	}
+}
+
+var toolBinds = []sandbox.Bind{{Source: "/usr", Target: "/usr", ReadOnly: true}}
+
+// hostTools is a root that lacks everything but the way to the host's /usr,
+// which toolBinds brings.
+func hostTools(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, n := range []string{"bin", "sbin", "lib", "lib64"} {
+		to, err := os.Readlink("/" + n)
+		if err != nil {
+			if _, err := os.Stat("/" + n); err != nil {
+				continue
+			}
+			t.Skipf("needs a system whose /%s is a link into /usr", n)
+		}
+		if err := os.Symlink(to, filepath.Join(dir, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// sh runs script in the sandbox and returns what it wrote to stdout.
+func sh(t *testing.T, s sandbox.Spec, script string) (string, error) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	s.Stdout, s.Stderr = &out, &errOut
+	s.Argv = []string{"/bin/sh", "-c", script}
+	if s.Root == "" && s.Lower == nil {
+		s.Root = hostTools(t)
+	}
+	s.Binds = append(slices.Clone(toolBinds), s.Binds...)
+	if s.Env == nil {
+		s.Env = []string{"PATH=/usr/bin:/bin"}
+	}
+	p, err := sandbox.Start(t.Context(), s)
+	if err != nil {
+		return "", err
+	}
+	err = p.Wait()
+	if errOut.Len() > 0 {
+		t.Logf("stderr: %s", errOut.String())
+	}
+	return out.String(), err
+}
+
+func mustSh(t *testing.T, s sandbox.Spec, script string) string {
+	t.Helper()
+	out, err := sh(t, s, script)
+	if err != nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+	return out
+}
+
+func TestSeesOnlyWhatItWasGiven(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		secret := filepath.Join(t.TempDir(), "secret")
+		write(t, secret, "password")
+		got := mustSh(t, sandbox.Spec{Mode: m, Env: []string{"ONLY=this", "PATH=/usr/bin"}}, `
+			test -e `+secret+` && echo leaked a file
+			ls / | tr '\n' ' '; echo
+			env | grep -v -e ^PWD= -e ^_= -e ^SHLVL= -e ^OLDPWD= | sort
+			hostname
+			ls /proc | grep -c '^[0-9]' | tr '\n' ' '
+			for p in /proc/[0-9]*; do tr '\0' '\n' < $p/environ 2>/dev/null | grep -e HOME -e GOPATH; done
+			ls -l /proc/self/fd | grep -c -e pipe -e socket -e /dev/ -e /tmp
+			awk '{print $5}' /proc/self/mountinfo | sort | tr '\n' ' '; echo
+			grep `+filepath.Dir(secret)+` /proc/self/mountinfo
+			true
+		`)
+		lines := strings.Split(got, "\n")
+		if lines[0] != "bin dev lib lib64 proc sbin tmp usr " && lines[0] != "bin dev lib proc sbin tmp usr " {
+			t.Errorf("/ holds %q", lines[0])
+		}
+		if lines[1] != "ONLY=this" || !strings.HasPrefix(lines[2], "PATH=") || lines[3] != "sandbox" {
+			t.Errorf("environment and host name: %q", lines[1:4])
+		}
+		if strings.Contains(got, "leaked") || strings.Contains(got, "HOME=") {
+			t.Errorf("something of the caller is visible:\n%s", got)
+		}
+		for _, mount := range strings.Fields(lines[len(lines)-2]) {
+			if !slices.ContainsFunc([]string{"/", "/usr", "/dev", "/proc"}, func(p string) bool { return mount == p || strings.HasPrefix(mount, p+"/") && p != "/" }) {
+				t.Errorf("unexpected mount %s", mount)
+			}
+		}
+	})
+}
+
+func TestIDs(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		for _, id := range []int{0, 65532} {
+			t.Run(strconv.Itoa(id), func(t *testing.T) {
+				got := mustSh(t, sandbox.Spec{Mode: m, UID: id, GID: id}, `id -u; id -g; umask; grep -e ^Cap -e ^NoNewPrivs /proc/self/status; cat /proc/1/environ 2>&1 >/dev/null | grep -c denied; echo x > /dev/null && head -c 4 /dev/zero | wc -c`)
+				want := fmt.Sprintf("%d\n%d\n0022\nCapInh:\t%016d\nCapPrm:\t%016d\nCapEff:\t%016d\nCapBnd:\t%016d\nCapAmb:\t%016d\nNoNewPrivs:\t1\n1\n4\n", id, id, 0, 0, 0, 0, 0)
+				if got != want {
+					t.Errorf("got\n%swant\n%s", got, want)
+				}
+			})
+		}
+	})
+}
+
+func TestReadOnlyBindIsReadOnly(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "f"), "original")
+		file := filepath.Join(t.TempDir(), "one")
+		write(t, file, "single")
+		rw := t.TempDir()
+		got := mustSh(t, sandbox.Spec{Mode: m, Binds: []sandbox.Bind{
+			{Source: dir, Target: "/ro", ReadOnly: true},
+			{Source: file, Target: "/deep/er/one", ReadOnly: true},
+			{Source: rw, Target: "/rw"},
+		}}, `
+			cat /ro/f /deep/er/one; echo
+			(echo bad > /ro/f) 2>/dev/null && echo overwrote
+			(echo bad > /ro/new) 2>/dev/null && echo created
+			(echo bad > /deep/er/one) 2>/dev/null && echo overwrote one
+			mount -o remount,rw /ro 2>/dev/null && echo remounted
+			rm -f /ro/f 2>/dev/null && echo removed
+			echo good > /rw/new; echo done
+			(echo 1 > /proc/sys/kernel/printk) 2>/dev/null && echo wrote a sysctl
+			(echo core > /proc/sys/kernel/core_pattern) 2>/dev/null && echo wrote a sysctl
+			true`)
+		if got != "originalsingle\ndone\n" {
+			t.Errorf("got %q", got)
+		}
+		if b, _ := os.ReadFile(filepath.Join(rw, "new")); string(b) != "good\n" {
+			t.Errorf("the writable bind did not receive the file: %q", b)
+		}
+	})
+}
+
+// A link in the root must not lead a mount point out of it.
+func TestMountPointsStayInside(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		root, outside := hostTools(t), t.TempDir()
+		for name, to := range map[string]string{"evil": outside, "etc": "../../../.." + outside} {
+			if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		src := filepath.Join(t.TempDir(), "src")
+		write(t, src, "bound")
+		_, err := sh(t, sandbox.Spec{Mode: m, Root: root, Binds: []sandbox.Bind{{Source: src, Target: "/evil/x"}, {Source: src, Target: "/etc/y"}}}, `cat /evil/x /etc/y`)
+		if left, _ := os.ReadDir(outside); len(left) > 0 {
+			t.Errorf("the mount point was made outside: %v (error %v)", left, err)
+		}
+	})
+}
+
+// Debian's and systemd's /etc/resolv.conf: a link to what isn't there yet.
+func TestBindOverDanglingLink(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		root := hostTools(t)
+		if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("../run/stub/resolv.conf", filepath.Join(root, "etc/resolv.conf")); err != nil {
+			t.Fatal(err)
+		}
+		src := filepath.Join(t.TempDir(), "resolv.conf")
+		write(t, src, "nameserver 192.0.2.1")
+		if got := mustSh(t, sandbox.Spec{Mode: m, Root: root, Binds: []sandbox.Bind{{Source: src, Target: "/etc/resolv.conf", ReadOnly: true}}}, `cat /etc/resolv.conf`); got != "nameserver 192.0.2.1" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+func TestOverlay(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		top, upper := t.TempDir(), t.TempDir()
+		write(t, filepath.Join(top, "greeting"), "top")
+		bottom := hostTools(t)
+		write(t, filepath.Join(bottom, "greeting"), "bottom")
+		write(t, filepath.Join(bottom, "doomed"), "x")
+		// A character that overlay's options would have to quote.
+		odd := filepath.Join(t.TempDir(), `a,b:c\d`)
+		if err := os.Rename(bottom, odd); err != nil {
+			t.Fatal(err)
+		}
+		spec := sandbox.Spec{Mode: m, Lower: []string{top, odd}, Upper: upper}
+		got, err := sh(t, spec, `cat /greeting; echo new > /made; rm /doomed; echo change >> /greeting; touch /tmp/t`)
+		if errors.Is(err, sandbox.ErrNoOverlay) {
+			t.Skipf("not possible on this machine: %v", err)
+		}
+		if err != nil || got != "top" {
+			t.Fatalf("got %q, %v", got, err)
+		}
+		var names []string
+		list, _ := os.ReadDir(upper)
+		for _, e := range list {
+			names = append(names, e.Name())
+		}
+		if want := []string{"doomed", "greeting", "made", "tmp"}; !slices.Equal(names, want) {
+			t.Errorf("changes %v, want %v: nothing of our own may be among them", names, want)
+		}
+		if st, err := os.Lstat(filepath.Join(upper, "doomed")); err != nil || st.Mode()&os.ModeCharDevice == 0 {
+			t.Errorf("the removal is not recorded: %v %v", st, err)
+		}
+		if b, _ := os.ReadFile(filepath.Join(odd, "greeting")); string(b) != "bottom" {
+			t.Errorf("a lower folder changed: %q", b)
+		}
+		if left, _ := filepath.Glob(filepath.Join(filepath.Dir(upper), ".sandbox-work-*")); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		spec.Upper = ""
+		got = mustSh(t, spec, `echo in memory > /made; cat /made; id -u; test -w / && echo writable`)
+		if got != "in memory\n0\nwritable\n" {
+			t.Errorf("changes in memory: %q", got)
+		}
+		spec.TmpfsBytes = 1 << 20
+		if _, err := sh(t, spec, `head -c 3000000 /dev/zero > /big`); err == nil {
+			t.Error("3 MB went into a limit of 1 MiB")
+		}
+	})
+}
+
+func TestEndings(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		for _, asInit := range []bool{false, true} {
+			t.Run(fmt.Sprintf("init=%t", asInit), func(t *testing.T) {
+				_, err := sh(t, sandbox.Spec{Mode: m, AsInit: asInit}, `echo last words >&2; exit 7`)
+				var x *run.ExitError
+				if !errors.As(err, &x) || x.Code != 7 || x.Signal != 0 || x.Tail != "last words" || x.Program != "/bin/sh" {
+					t.Errorf("exit 7: %#v", err)
+				}
+				_, err = sandbox.Start(t.Context(), sandbox.Spec{Mode: m, AsInit: asInit, Root: hostTools(t), Argv: []string{"/no/such"}})
+				if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/no/such") {
+					t.Errorf("missing program: %v", err)
+				}
+				_, err = sandbox.Start(t.Context(), sandbox.Spec{Mode: m, AsInit: asInit, Root: hostTools(t), Binds: toolBinds, Argv: []string{"true"}, Dir: "/nowhere"})
+				if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nowhere") {
+					t.Errorf("missing folder: %v", err)
+				}
+			})
+		}
+		_, err := sh(t, sandbox.Spec{Mode: m}, `kill -KILL $$`)
+		var x *run.ExitError
+		if !errors.As(err, &x) || x.Code != 137 || x.Signal != syscall.SIGKILL {
+			t.Errorf("killed by itself: %#v", err)
+		}
+		_, err = sandbox.Start(t.Context(), sandbox.Spec{Mode: m, Root: filepath.Join(t.TempDir(), "gone"), Argv: []string{"true"}})
+		if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "gone") {
+			t.Errorf("missing root: %v", err)
+		}
+		_, err = sandbox.Start(t.Context(), sandbox.Spec{Mode: m, Root: hostTools(t), Binds: []sandbox.Bind{{Source: "/no/source", Target: "/x"}}, Argv: []string{"true"}})
+		if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/no/source") {
+			t.Errorf("missing bind: %v", err)
+		}
+	})
+}
+
+func TestSignalReachesTheCommand(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		// The script says when its trap stands, and is then not process 1.
+		out, w := io.Pipe()
+		p, err := sandbox.Start(t.Context(), sandbox.Spec{
+			Mode: m, Root: hostTools(t), Binds: toolBinds, Stdout: w,
+			Argv: []string{"/bin/sh", "-c", `trap 'echo drained; exit 3' TERM; echo ready $$; while :; do sleep 0.05; done`},
+			Env:  []string{"PATH=/usr/bin"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 64)
+		n, _ := out.Read(buf)
+		if first := string(buf[:n]); !strings.HasPrefix(first, "ready ") || first == "ready 1\n" {
+			t.Errorf("first line %q", first)
+		}
+		if err := p.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		rest := make(chan string)
+		go func() { b, _ := io.ReadAll(out); rest <- string(b) }()
+		err = p.Wait()
+		w.Close()
+		var x *run.ExitError
+		if !errors.As(err, &x) || x.Code != 3 {
+			t.Errorf("ended with %v, want the trap's code 3", err)
+		}
+		if got := <-rest; got != "drained\n" {
+			t.Errorf("output after the signal: %q", got)
+		}
+	})
+}
+
+// Whatever the command left running, in whatever session, ends with it; and
+// zombies are reaped.
+func TestNothingOutlivesTheCommand(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		p, err := sandbox.Start(t.Context(), sandbox.Spec{
+			Mode: m, Root: hostTools(t), Binds: toolBinds, ExtraFiles: []*os.File{w}, Env: []string{"PATH=/usr/bin"},
+			Argv:  []string{"/bin/sh", "-c", `setsid sh -c 'trap "" TERM HUP; echo started >&3; exec sleep 1000' </dev/null >/dev/null 2>&1 & (true &) ; (true &); read x`},
+			Stdin: stdinUntil(t, r),
+		})
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		// The pipe's other end closes only when the last holder has ended.
+		if rest, err := io.ReadAll(r); err != nil || len(rest) != 0 {
+			t.Errorf("after the end: %q, %v", rest, err)
+		}
+	})
+}
+
+// stdinUntil is a reader that gives a line once r brought one.
+func stdinUntil(t *testing.T, r io.Reader) io.Reader {
+	t.Helper()
+	return readerFunc(func(p []byte) (int, error) {
+		if _, err := io.ReadFull(r, make([]byte, len("started\n"))); err != nil {
+			return 0, io.EOF
+		}
+		return copy(p, "\n"), io.EOF
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestCancelEndsTheNamespace(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		for _, asInit := range []bool{false, true} {
+			t.Run(fmt.Sprintf("init=%t", asInit), func(t *testing.T) {
+				reason := errors.New("the job was cancelled")
+				ctx, cancel := context.WithCancelCause(t.Context())
+				r, w, err := os.Pipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
+				p, err := sandbox.Start(ctx, sandbox.Spec{
+					Mode: m, AsInit: asInit, Root: hostTools(t), Binds: toolBinds, ExtraFiles: []*os.File{w}, Env: []string{"PATH=/usr/bin"}, Grace: 10 * time.Millisecond,
+					Argv: []string{"/bin/sh", "-c", `trap "" TERM; echo ready >&3; while :; do sleep 1; done`},
+				})
+				w.Close()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(r, make([]byte, len("ready\n"))); err != nil {
+					t.Fatal(err)
+				}
+				cancel(reason)
+				if err := p.Wait(); !errors.Is(err, reason) {
+					t.Errorf("Wait: %v, want the cause", err)
+				}
+				if _, err := io.ReadAll(r); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := sandbox.Start(ctx, sandbox.Spec{Mode: m, Root: "/", Argv: []string{"true"}}); !errors.Is(err, context.Canceled) {
+			t.Errorf("Start after the end: %v", err)
+		}
+	})
+}
+
+func TestNetworkIsTheCallers(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		want, err := os.ReadFile("/proc/net/tcp")
+		if err != nil {
+			t.Skip("needs /proc/net")
+		}
+		port := fmt.Sprintf("0100007F:%04X", l.Addr().(*net.TCPAddr).Port)
+		if !strings.Contains(string(want), port) {
+			t.Skip("the listener is not in /proc/net/tcp here")
+		}
+		if got := mustSh(t, sandbox.Spec{Mode: m, UID: 65532, GID: 65532}, `grep -c `+port+` /proc/net/tcp`); got != "1\n" {
+			t.Errorf("the caller's listener is seen %s times", got)
+		}
+	})
+}
+
+// A builder may change owners (as far as ids exist) and modes, but not mount,
+// and a device node that it makes can't be opened.
+func TestKeepCapabilities(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		got := mustSh(t, sandbox.Spec{Mode: m, KeepCapabilities: true, AsInit: true}, `
+			echo $$; touch /f; chmod 0 /f; echo w > /f && cat /f
+			mount -t tmpfs x /tmp 2>/dev/null && echo mounted
+			mount -o remount,rw /usr 2>/dev/null && echo remounted
+			mknod /zero c 1 5 2>/dev/null && head -c 1 /zero 2>/dev/null | wc -c | grep 1 && echo opened a device
+			mknod /dev/zero2 c 1 5 2>/dev/null && (head -c 1 /dev/zero2 | wc -c | grep 1) 2>/dev/null && echo opened a device
+			(echo x > /proc/sys/kernel/core_pattern) 2>/dev/null && echo wrote a sysctl
+			grep NoNewPrivs /proc/self/status`)
+		if got != "1\nw\nNoNewPrivs:\t0\n" {
+			t.Errorf("got %q", got)
+		}
+		if m == sandbox.Root {
+			if got := mustSh(t, sandbox.Spec{Mode: m, KeepCapabilities: true}, `touch /f; chown 1000:1001 /f; stat -c %u:%g /f`); got != "1000:1001\n" {
+				t.Errorf("chown: %q", got)
+			}
+		}
+	})
+}
+
+// The program that set the sandbox up can't be overwritten from inside.
+func TestProgramIsOutOfReach(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		got := mustSh(t, sandbox.Spec{Mode: m, KeepCapabilities: true}, `ls -l /proc/1/fd /proc/1/exe >/dev/null 2>&1 && echo process 1 is open; (exec 3>>/proc/1/exe) 2>/dev/null && echo program is writable; true`)
+		if got != "" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+func TestManySandboxesLeaveNothing(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		count := func() (fds int, mounts string) {
+			list, err := os.ReadDir("/proc/self/fd")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(list), string(b)
+		}
+		root := hostTools(t)
+		spec := sandbox.Spec{Mode: m, Root: root}
+		mustSh(t, spec, `true`)
+		fds, mounts := count()
+		for range 5 {
+			mustSh(t, spec, `true`)
+			if _, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: m, Root: root, Argv: []string{"/missing"}}); err == nil {
+				t.Fatal("a missing program started")
+			}
+		}
+		after, mountsAfter := count()
+		if after > fds || mounts != mountsAfter {
+			t.Errorf("descriptors %d then %d; mounts changed: %t", fds, after, mounts != mountsAfter)
+		}
+	})
+}
+
+func TestDetect(t *testing.T) {
+	m, reason := sandbox.Detect(t.Context())
+	t.Logf("%s (%s)", m, reason)
+	if (m == sandbox.Root) != (reason == "") {
+		t.Errorf("mode %s with reason %q", m, reason)
+	}
+	_, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: sandbox.None, Root: "/", Argv: []string{"true"}})
+	if !errors.Is(err, sandbox.ErrForbidden) {
+		t.Errorf("mode none: %v", err)
+	}
+	if os.Geteuid() != 0 {
+		_, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: sandbox.Root, Root: "/", Argv: []string{"true"}})
+		if !errors.Is(err, sandbox.ErrForbidden) || !strings.Contains(err.Error(), "CAP_SYS_ADMIN") {
+			t.Errorf("mode root without root: %v", err)
+		}
+	}
+}
+
+func TestSpecIsChecked(t *testing.T) {
+	_, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: "vm", Upper: "/x", Dir: "rel", UID: 5, KeepCapabilities: true, Binds: []sandbox.Bind{{Target: "/../"}}})
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{`"vm"`, "Lower and Root", "Upper needs Lower", "Argv", `"rel"`, "KeepCapabilities", "/../"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: does not name %s", err, want)
+		}
+	}
+}
+
+// Nobody gets into a set-up by guessing the program's name.
+func TestMainRefusesOutsiders(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{"kuroko-sandbox", ""}
+	out, err := cmd.CombinedOutput()
+	var x *exec.ExitError
+	if !errors.As(err, &x) || x.ExitCode() != 125 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func ExampleStart() {
+	p, err := sandbox.Start(context.Background(), sandbox.Spec{
+		Root: "/srv/rootfs", UID: 65532, GID: 65532,
+		Binds: []sandbox.Bind{{Source: "/srv/code", Target: "/app", ReadOnly: true}},
+		Argv:  []string{"node", "main.js"}, Dir: "/app", Env: []string{"PORT=8080"},
+		Stdout: os.Stdout, Stderr: os.Stderr,
+	})
+	if errors.Is(err, sandbox.ErrForbidden) {
+		return // decide what a weaker form is
+	}
+	_ = p.Wait()
+}
