@@ -23,11 +23,17 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
-// asNobody is set in the copy of the tests that runs without privileges.
-const asNobody = "KUROKO_TEST_AS_NOBODY"
+// onlyDetect, in the environment, makes this program print what it detects.
+const onlyDetect = "KUROKO_TEST_DETECT"
 
 func TestMain(m *testing.M) {
 	sandbox.Main()
+	if os.Getenv(onlyDetect) != "" {
+		mode, reason := sandbox.Detect(context.Background())
+		_, err := sandbox.Start(context.Background(), sandbox.Spec{Root: "/", Argv: []string{"true"}})
+		fmt.Printf("%s\n%s\n%t %v\n", mode, reason, errors.Is(err, sandbox.ErrForbidden), err)
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -46,7 +52,7 @@ func TestUnprivileged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd.Env = []string{asNobody + "=1", "TMPDIR=" + tmp, "PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{"TMPDIR=" + tmp, "PATH=" + os.Getenv("PATH")}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
@@ -549,6 +555,33 @@ func TestDetect(t *testing.T) {
 			t.Errorf("mode root without root: %v", err)
 		}
 	}
+}
+
+// A sandbox is itself a machine that allows no sandbox: the capability is
+// gone, and because parts of /proc are covered there is no new one.
+func TestDetectSaysWhatIsMissing(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		// A copy, because go test's own folder may be closed to other users.
+		self := filepath.Join(t.TempDir(), "detect")
+		program, err := os.ReadFile("/proc/self/exe")
+		if err == nil {
+			err = os.WriteFile(self, program, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Not 0, which can't be mapped into another namespace without CAP_SETFCAP.
+		got := mustSh(t, sandbox.Spec{
+			Mode: m, UID: 65532, GID: 65532, Binds: []sandbox.Bind{{Source: self, Target: "/detect", ReadOnly: true}}, Env: []string{onlyDetect + "=1"},
+		}, `exec /detect`)
+		lines := strings.Split(got, "\n")
+		if lines[0] != "none" || !strings.Contains(lines[1], "CAP_SYS_ADMIN") || !strings.Contains(lines[1], "procMount: Unmasked") {
+			t.Errorf("detected %q: does not name both missing rights", lines[:2])
+		}
+		if !strings.HasPrefix(lines[2], "true ") || !strings.Contains(lines[2], "CAP_SYS_ADMIN") {
+			t.Errorf("Start: %q", lines[2])
+		}
+	})
 }
 
 func TestSpecIsChecked(t *testing.T) {
