@@ -80,14 +80,13 @@ func (e *Error) Error() string {
 		why = append(why, e.Err.Error())
 	}
 	if len(why) == 0 {
-		return e.what()
+		return e.Title()
 	}
-	return e.what() + ": " + strings.Join(why, "; ")
+	return e.Title() + ": " + strings.Join(why, "; ")
 }
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// ClassOf is who can act on e.
 func (e *Error) class() Class {
 	if e.Class != Internal {
 		return e.Class
@@ -95,7 +94,8 @@ func (e *Error) class() Class {
 	return table[e.Code].class
 }
 
-func (e *Error) what() string {
+// Title is what failed, in the words of the message's first line.
+func (e *Error) Title() string {
 	if e.What != "" {
 		return e.What
 	}
@@ -117,8 +117,7 @@ func Of(err error) *Error {
 	return &Error{Code: CodeInternal, Err: err}
 }
 
-// ClassOf is the class of whatever err holds; Internal for nil is meaningless,
-// so callers check err first.
+// ClassOf is the class of err, which must not be nil.
 func ClassOf(err error) Class { return Of(err).class() }
 
 // Exit is the exit code for err; 0 for nil.
@@ -141,7 +140,7 @@ func Exit(err error) int {
 // end of a function's log) can't be mistaken for our own words.
 func Write(w io.Writer, err error, docs string) {
 	e := Of(err)
-	fmt.Fprintf(w, "error: %s\n", e.what())
+	fmt.Fprintf(w, "error: %s\n", e.Title())
 	problems := e.Problems
 	if len(problems) == 0 && e.Err != nil {
 		problems = []Problem{{Why: e.Err.Error()}}

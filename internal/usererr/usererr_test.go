@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -89,5 +90,33 @@ func TestTable(t *testing.T) {
 		if _, ok := classes[e.Class]; !ok {
 			t.Errorf("%s: class %d is unknown", c, e.Class)
 		}
+	}
+}
+
+// Every code has its section in the documentation that messages link to, with
+// its own exit code, and no section is left over.
+func TestDocumented(t *testing.T) {
+	data, err := os.ReadFile("../../docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[Code]string{}
+	for _, part := range strings.Split(string(data), "\n### ")[1:] {
+		code, text, _ := strings.Cut(part, "\n")
+		sections[Code(code)] = text
+	}
+	for c, e := range Codes() {
+		text, ok := sections[c]
+		if !ok {
+			t.Errorf("docs/errors.md has no section %s", c)
+			continue
+		}
+		if want := fmt.Sprintf("*%s* · exit %d ·", e.What, e.Class.Exit()); !strings.Contains(text, want) {
+			t.Errorf("docs/errors.md, %s: want %q", c, want)
+		}
+		delete(sections, c)
+	}
+	for c := range sections {
+		t.Errorf("docs/errors.md has a section %s, which no error has", c)
 	}
 }
