@@ -1,0 +1,48 @@
+// Package osstest holds the behaviour suites that every implementation of
+// oss.Reader and oss.Store passes, and a server to run them against.
+package osstest
+
+import (
+	"net/http/httptest"
+	"testing"
+
+	"github.com/kuroko-faas/kuroko/oss/ossd"
+)
+
+// What [Serve]'s servers know.
+const (
+	Bucket    = "test-bucket"
+	Region    = "cn-hangzhou"
+	KeyID     = "test-id"
+	KeySecret = "test-secret"
+	// ReaderID is a second key, with the same secret, that may only read.
+	ReaderID = "test-reader"
+)
+
+// Server is an object store on loopback, in an empty folder.
+type Server struct {
+	*ossd.Server
+	// Endpoint is http://127.0.0.1:port.
+	Endpoint string
+	// Base is where the bucket's objects are read over plain HTTP.
+	Base string
+}
+
+// Serve starts a server that ends with the test. Its bucket is [Bucket].
+func Serve(t testing.TB, acl ossd.ACL) *Server {
+	t.Helper()
+	s, err := ossd.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	s.Region = Region
+	s.AddKey(ossd.Key{ID: KeyID, Secret: KeySecret})
+	s.AddKey(ossd.Key{ID: ReaderID, Secret: KeySecret, ReadOnly: true})
+	if err := s.CreateBucket(Bucket, acl); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(s)
+	t.Cleanup(srv.Close)
+	return &Server{Server: s, Endpoint: srv.URL, Base: srv.URL + "/" + Bucket}
+}
