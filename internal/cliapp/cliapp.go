@@ -30,7 +30,7 @@ func Run(ctx context.Context, app *cli.App, args []string, stdout, stderr io.Wri
 	for _, c := range app.Commands {
 		prepare(c)
 	}
-	err := app.RunContext(ctx, args)
+	err := app.RunContext(ctx, flagsFirst(app, args))
 	if err == nil {
 		return 0
 	}
