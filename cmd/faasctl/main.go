@@ -34,5 +34,6 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 func commands(getenv func(string) string) []*cli.Command {
 	return []*cli.Command{
 		imageCommand(getenv),
+		ossCommand(getenv),
 	}
 }
