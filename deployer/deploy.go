@@ -279,7 +279,11 @@ func (r *run) rollback(ctx context.Context, id, why string) (Outcome, error) {
 				h.Held = why
 			}
 		})
-		return Outcome{Release: rel, Changes: changes, NoChange: true, Verified: true}, err
+		if err != nil {
+			return Outcome{}, err
+		}
+		r.cleanup(ctx, rel, nil) // an earlier run may have died on its way elsewhere
+		return Outcome{Release: rel, Changes: changes, NoChange: true, Verified: true, Warnings: r.warnings}, nil
 	}
 	if _, err := r.stage(ctx, specs, changes, state); err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, err)
