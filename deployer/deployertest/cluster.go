@@ -399,6 +399,9 @@ func (c *Cluster) SetTraffic(ctx context.Context, f deployer.Fence, svcName stri
 	sum := 0
 	for _, s := range shares {
 		sum += s.Percent
+		if s.Percent < 0 || s.Percent > 100 {
+			return fmt.Errorf("share of %s is %d %%", s.Revision, s.Percent)
+		}
 		if svc.revisions[s.Revision] == nil {
 			return fmt.Errorf("revision %s: %w", s.Revision, deployer.ErrNotFound)
 		}
