@@ -311,11 +311,8 @@ class Adapter {
       this.logger.write('warn', `${this.calls.size} requests did not end within ${this.limits.drainMs} ms and were cut`);
       this.server.closeAllConnections();
     }
-    for (const [file, module] of this.hooks) {
-      if (module.preStop) {
-        await this.preStop(file, module);
-      }
-    }
+    const hooks = [...this.hooks].filter(([, module]) => module.preStop);
+    await Promise.all(hooks.map(([file, module]) => this.preStop(file, module)));
     this.logger.write('info', 'stopped');
   }
 
