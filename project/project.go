@@ -40,8 +40,7 @@ type Project struct {
 	// the platform tightened.
 	Notices []Notice `json:"notices,omitempty"`
 
-	origins []Origin
-	at      map[string]int // path → index in origins
+	tree *node // the merged file, for Origins and Position
 }
 
 // Service says who this is.

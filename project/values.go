@@ -49,7 +49,7 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // ParseDuration reads 500ms, 90s, 1h30m, 3d, 1d12h. Negative spans are
 // refused, and so are numbers without a unit.
 func ParseDuration(s string) (Duration, error) {
-	bad := fmt.Errorf("%q is not a duration", s)
+	bad := fmt.Errorf("%s is not a duration", quote(s))
 	if s == "" || s[0] == '-' || s[0] == '+' {
 		return 0, bad
 	}
@@ -113,7 +113,7 @@ var memoryUnits = []struct {
 }
 
 func parseMemory(s string) (int64, Quantity, error) {
-	bad := fmt.Errorf("%q is not an amount of memory", s)
+	bad := fmt.Errorf("%s is not an amount of memory", quote(s))
 	for i, u := range memoryUnits {
 		num, ok := strings.CutSuffix(s, u.suffix)
 		if !ok {
@@ -157,7 +157,7 @@ func parseCPU(s string) (int64, error) {
 	}
 	n, ok := decimal(num, factor)
 	if !ok || n <= 0 {
-		return 0, fmt.Errorf("%q is not an amount of CPU", s)
+		return 0, fmt.Errorf("%s is not an amount of CPU", quote(s))
 	}
 	return n, nil
 }
