@@ -55,3 +55,9 @@ func TestRetryStore(t *testing.T) {
 		return oss.Retry(fill(t, osstest.Serve(t, ossd.Private), "", nil), oss.RetryOptions{})
 	})
 }
+
+func TestHTTPFaults(t *testing.T) {
+	osstest.TestReaderFaults(t, func(t *testing.T, srv *osstest.Server, n oss.Network) oss.Reader {
+		return openHTTP(t, srv.Base, n)
+	})
+}

@@ -39,3 +39,11 @@ func TestStore(t *testing.T) {
 		})
 	}
 }
+
+func TestFaults(t *testing.T) {
+	osstest.TestReaderFaults(t, func(t *testing.T, srv *osstest.Server, n oss.Network) oss.Reader {
+		c := config(srv)
+		c.Network = n
+		return open(t, c)
+	})
+}

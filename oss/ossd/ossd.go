@@ -21,6 +21,7 @@
 package ossd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -112,6 +113,28 @@ func (s *Server) CreateBucket(name string, acl ACL) error {
 	}
 	if err := s.store.createBucket(name, acl, s.now()); err != nil {
 		return fmt.Errorf("ossd: create bucket %s: %w", name, err)
+	}
+	return nil
+}
+
+// PutObject stores an object without a request, for tests and seeds.
+func (s *Server) PutObject(bucket, key string, body []byte) error {
+	if key == "" || !validKey(key) {
+		return fmt.Errorf("ossd: %q is not a key", key)
+	}
+	content, err := s.store.stage(bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("ossd: put %s: %w", key, err)
+	}
+	s.store.mu.Lock()
+	defer s.store.mu.Unlock()
+	b := s.store.buckets[bucket]
+	if b == nil {
+		content.drop()
+		return fmt.Errorf("ossd: put %s: no bucket %s", key, bucket)
+	}
+	if err := s.store.commit(b, &object{Key: key, Type: "Normal"}, content, s.now()); err != nil {
+		return fmt.Errorf("ossd: put %s: %w", key, err)
 	}
 	return nil
 }

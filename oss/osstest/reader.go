@@ -23,7 +23,7 @@ var badKeys = []string{"", "/a", "a/", "a//b", "../a", "a/../b", "./a", ".", `a\
 // TestReader checks oss.Reader's promises. open returns a reader over exactly
 // these objects.
 func TestReader(t *testing.T, open func(t *testing.T, objects map[string]string) oss.Reader) {
-	big := strings.Repeat("0123456789abcdef", 64<<10) // 1 MiB
+	big := strings.Repeat("0123456789abcdef", 64<<10)                 // 1 MiB
 	long := strings.Repeat("k", 450) + "/" + strings.Repeat("k", 450) // leaves room for a prefix
 	objects := map[string]string{"a": "hello", "empty": "", "big": big, oddKey: "odd", long: "long"}
 	r := open(t, objects)

@@ -26,9 +26,12 @@ type Server struct {
 	Endpoint string
 	// Base is where the bucket's objects are read over plain HTTP.
 	Base string
+	// Stop ends it before the test does: nobody answers any more.
+	Stop func()
 }
 
-// Serve starts a server that ends with the test. Its bucket is [Bucket].
+// Serve starts a server that ends with the test. Its bucket is [Bucket]; with
+// an empty acl it has none.
 func Serve(t testing.TB, acl ossd.ACL) *Server {
 	t.Helper()
 	s, err := ossd.New(t.TempDir())
@@ -39,10 +42,22 @@ func Serve(t testing.TB, acl ossd.ACL) *Server {
 	s.Region = Region
 	s.AddKey(ossd.Key{ID: KeyID, Secret: KeySecret})
 	s.AddKey(ossd.Key{ID: ReaderID, Secret: KeySecret, ReadOnly: true})
-	if err := s.CreateBucket(Bucket, acl); err != nil {
-		t.Fatal(err)
+	if acl != "" {
+		if err := s.CreateBucket(Bucket, acl); err != nil {
+			t.Fatal(err)
+		}
 	}
 	srv := httptest.NewServer(s)
 	t.Cleanup(srv.Close)
-	return &Server{Server: s, Endpoint: srv.URL, Base: srv.URL + "/" + Bucket}
+	return &Server{Server: s, Endpoint: srv.URL, Base: srv.URL + "/" + Bucket, Stop: srv.Close}
+}
+
+// Fill stores objects in [Bucket], whatever its ACL and the faults.
+func Fill(t testing.TB, s *Server, objects map[string]string) {
+	t.Helper()
+	for key, body := range objects {
+		if err := s.PutObject(Bucket, key, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
