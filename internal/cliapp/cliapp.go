@@ -26,7 +26,17 @@ func Run(ctx context.Context, app *cli.App, args []string, stdout, stderr io.Wri
 	app.ExitErrHandler = func(*cli.Context, error) {}
 	app.HideHelpCommand = true
 	app.OnUsageError = usage
-	app.Action = noCommand
+	if action := app.Action; action != nil && len(app.Commands) == 0 {
+		// A program that is one command.
+		app.Action = func(ctx *cli.Context) error {
+			if ctx.Args().Present() {
+				return Usagef("unexpected argument %q", ctx.Args().First())
+			}
+			return action(ctx)
+		}
+	} else {
+		app.Action = noCommand
+	}
 	for _, c := range app.Commands {
 		prepare(c)
 	}

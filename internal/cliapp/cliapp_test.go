@@ -45,3 +45,26 @@ func TestCommandLine(t *testing.T) {
 		}
 	}
 }
+
+// A program that is a single command keeps its own action.
+func TestSingleCommand(t *testing.T) {
+	for _, tt := range []struct {
+		args           []string
+		code           int
+		stdout, stderr string
+	}{
+		{[]string{"-n", "3"}, 0, "3", ""},
+		{[]string{"-n", "3", "left"}, 2, "", "error: understand the command\n  why:  unexpected argument \"left\"\n"},
+		{[]string{"--nope"}, 2, "", "error: understand the command\n"},
+	} {
+		var stdout, stderr bytes.Buffer
+		app := &cli.App{Name: "tool", Flags: []cli.Flag{&cli.StringFlag{Name: "n"}}, Action: func(c *cli.Context) error {
+			_, err := c.App.Writer.Write([]byte(c.String("n")))
+			return err
+		}}
+		code := Run(t.Context(), app, append([]string{"tool"}, tt.args...), &stdout, &stderr, nil)
+		if code != tt.code || stdout.String() != tt.stdout || !bytes.HasPrefix(stderr.Bytes(), []byte(tt.stderr)) {
+			t.Errorf("%q: code %d, stdout %q, stderr %q", tt.args, code, stdout.String(), stderr.String())
+		}
+	}
+}
