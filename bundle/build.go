@@ -61,13 +61,14 @@ var folders = []struct{ from, to string }{
 }
 
 // skip says which files of a checkout never belong into a bundle: sources and
-// tests of the Go package beside the adapters, tests of adapters, what package
-// managers and version control leave.
+// tests of the Go package beside the adapters, tests of adapters, explanations
+// (a comma there must not rebuild everybody's images), what package managers
+// and version control leave.
 func skip(name string, dir bool) bool {
 	if dir {
 		return name == ".git" || name == "node_modules" || name == "testdata" || name == "test" || name == "__pycache__"
 	}
-	return name == ".gitignore" || name == ".gitkeep" || name == ".DS_Store" || strings.HasSuffix(name, ".go") ||
+	return name == "README.md" || name == ".gitignore" || name == ".gitkeep" || name == ".DS_Store" || strings.HasSuffix(name, ".go") ||
 		strings.Contains(name, ".test.") || strings.HasSuffix(name, ".pyc")
 }
 

@@ -141,7 +141,7 @@ func TestChannelAttacks(t *testing.T) {
 		{"garbage", "not a signed document", []byte("<html>")},
 		{"empty object", "has type", []byte("{}")},
 		{"nothing", "not a signed document", nil},
-		{"too large", "larger", bytes.Repeat([]byte("x"), maxEnvelope+2)},
+		{"too large", "too large", bytes.Repeat([]byte("x"), maxEnvelope+2)},
 	} {
 		l.store.set("v1/chan/acme/stable.json", tc.raw)
 		ch, err := c.Resolve(t.Context(), l.query())
@@ -364,7 +364,7 @@ func TestBrokenTransferIsTriedAgain(t *testing.T) {
 	}
 	l.must(l.client(), l.query())
 	l.store.body = func(_ string, data []byte) io.ReadCloser { return brokenBody{bytes.NewReader(data)} }
-	if _, err := l.client().Resolve(t.Context(), l.query()); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "broke off") {
+	if _, err := l.client().Resolve(t.Context(), l.query()); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "get v1/chan/acme/stable.json: unexpected EOF") {
 		t.Errorf("always broken: %v", err)
 	}
 }

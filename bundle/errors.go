@@ -3,6 +3,7 @@ package bundle
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // What went wrong, compared with errors.Is. Errors of this package carry at
@@ -35,7 +36,14 @@ var (
 // for errors.Is.
 type failure struct{ kind, err error }
 
-func (f *failure) Error() string   { return "bundle: " + f.err.Error() }
+func (f *failure) Error() string {
+	s := f.err.Error()
+	if strings.HasPrefix(s, "oss: ") { // the store's own words
+		return s
+	}
+	return "bundle: " + s
+}
+
 func (f *failure) Unwrap() []error { return []error{f.kind, f.err} }
 
 // failf makes an error of the given kind.
@@ -49,5 +57,5 @@ func reason(err error) string {
 	if errors.As(err, &f) {
 		return f.err.Error()
 	}
-	return err.Error()
+	return strings.TrimPrefix(err.Error(), "bundle: ")
 }

@@ -17,53 +17,44 @@ import (
 
 // fetch reads a whole object. Its errors are the store's own (not found, not
 // modified, denied), ErrUnavailable for everything a later try may heal, and
-// ErrUntrusted for an object larger than limit. A transfer that broke off is
-// tried again: what wraps the reader can only retry opening it.
+// ErrUntrusted for an object larger than limit. A transfer that broke off, or
+// arrived damaged, is tried again unless the reader says that it did so itself.
 func fetch(ctx context.Context, r oss.Reader, key, etag string, limit int64) (raw []byte, tag string, err error) {
 	for try := 1; ; try++ {
-		raw, tag, err = fetchOnce(ctx, r, key, etag, limit)
-		var broken *brokenTransfer
-		if !errors.As(err, &broken) || try == 3 {
-			return raw, tag, err
+		raw, info, err := oss.ReadAll(ctx, r, key, oss.GetOptions{IfNoneMatch: etag}, limit)
+		if err == nil {
+			return raw, info.ETag, nil
 		}
+		opened := info.Key != ""
+		var u *oss.Unavailable
+		retried := errors.As(err, &u) && u.Attempts > 1 && !errors.Is(err, oss.ErrCorrupt)
+		if opened && !retried && try < 3 && ctx.Err() == nil && !errors.Is(err, oss.ErrTooLarge) {
+			continue
+		}
+		return nil, "", explain(ctx, key, err)
 	}
 }
 
-// brokenTransfer is an error of Body.Read.
-type brokenTransfer struct{ err error }
-
-func (b *brokenTransfer) Error() string { return "the transfer broke off: " + b.err.Error() }
-func (b *brokenTransfer) Unwrap() error { return b.err }
-
-func fetchOnce(ctx context.Context, r oss.Reader, key, etag string, limit int64) ([]byte, string, error) {
-	o, err := r.Get(ctx, key, oss.GetOptions{IfNoneMatch: etag})
-	if err == nil {
-		defer o.Body.Close()
-		var raw []byte
-		raw, err = readAll(o.Body, limit)
-		if err == nil {
-			return raw, o.ETag, nil
-		}
-		if errors.Is(err, errTooLarge) {
-			return nil, "", failf(ErrUntrusted, "get %s: %w", key, err)
-		}
-		err = &brokenTransfer{err}
-	}
+// explain gives a store's error its kind.
+func explain(ctx context.Context, key string, err error) error {
 	if e := ctx.Err(); e != nil {
 		// Whether this is the caller's end or our own time-out is the caller's to
 		// say; see Client.get.
-		return nil, "", fmt.Errorf("bundle: get %s: %w", key, e)
+		return fmt.Errorf("bundle: get %s: %w", key, e)
 	}
-	for _, plain := range []error{oss.ErrNotFound, oss.ErrNotModified, oss.ErrDenied} {
+	if errors.Is(err, oss.ErrTooLarge) {
+		return &failure{ErrUntrusted, err}
+	}
+	for _, plain := range []error{oss.ErrNotFound, oss.ErrNoBucket, oss.ErrNotModified, oss.ErrDenied} {
 		if errors.Is(err, plain) {
-			return nil, "", fmt.Errorf("bundle: get %s: %w", key, err)
+			return err // it names the key itself
 		}
 	}
 	var u *oss.Unavailable
 	if errors.As(err, &u) {
-		return nil, "", &failure{ErrUnavailable, err} // it names the key itself
+		return &failure{ErrUnavailable, err} // so does this
 	}
-	return nil, "", failf(ErrUnavailable, "get %s: %w", key, err)
+	return failf(ErrUnavailable, "get %s: %w", key, err)
 }
 
 // followTo fetches and verifies the key sets after rs up to number n, which

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -59,7 +60,7 @@ func (m *mem) Get(ctx context.Context, key string, o oss.GetOptions) (*oss.Objec
 	defer m.mu.Unlock()
 	b, ok := m.objects[key]
 	if !ok {
-		return nil, oss.ErrNotFound
+		return nil, fmt.Errorf("oss: get %s: %w", key, oss.ErrNotFound)
 	}
 	if o.IfNoneMatch == etag(b) {
 		return nil, oss.ErrNotModified

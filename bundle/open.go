@@ -37,7 +37,7 @@ func (c *Client) Open(ctx context.Context, ch Choice) (*Bundle, error) {
 		return b, nil
 	}
 	ev := ch.evidence
-	replaceable := errors.Is(err, ErrUnavailable) || errors.Is(err, oss.ErrNotFound) || errors.Is(err, oss.ErrDenied)
+	replaceable := errors.Is(err, ErrUnavailable) || errors.Is(err, oss.ErrNotFound) || errors.Is(err, oss.ErrNoBucket) || errors.Is(err, oss.ErrDenied)
 	if ctx.Err() != nil || ev == nil || !replaceable || ch.Source == SourcePipeline || ch.Source == SourceSeed {
 		return nil, err
 	}

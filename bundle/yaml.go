@@ -41,12 +41,13 @@ func (p Problem) String() string {
 	return s
 }
 
+// Error has one line for each problem.
 func (e *ContentError) Error() string {
 	all := make([]string, 0, len(e.Problems))
 	for _, p := range e.Problems {
 		all = append(all, e.File+": "+p.String())
 	}
-	return "bundle: " + strings.Join(all, "; ")
+	return strings.Join(all, "\n")
 }
 
 // Is makes every ContentError an ErrContent.
