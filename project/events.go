@@ -11,7 +11,7 @@ import (
 )
 
 // routePath is a path of http events. As a base path it has neither
-// parameters nor a wildcard, and its canonical form no trailing slash.
+// parameters nor a wildcard, and / is the same as none.
 func routePath(say string, base bool) *spec {
 	pattern := `^/`
 	return &spec{is: aText, say: say, scalar: func(s string) (string, fault) {

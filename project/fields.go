@@ -66,7 +66,7 @@ func literal(s *spec) *spec {
 func version() *spec {
 	return literal(&spec{is: aNumber, say: "1", scalar: func(s string) (string, fault) {
 		if s != "1" {
-			return "", fault{CodeValue, fmt.Sprintf("version %s is not known", quote(s)), "write version: 1"}
+			return "", fault{CodeValue, fmt.Sprintf("%s is not a version that this platform reads", quote(s)), "write version: 1"}
 		}
 		return s, fault{}
 	}, json: map[string]any{"const": 1}})
@@ -177,8 +177,8 @@ func (f fieldsOf) environment() *spec {
 func (f fieldsOf) refs(kind string) *spec {
 	form := regexp.MustCompile(`^` + secretName + `/` + secretKey + `$`)
 	ref := object(fmt.Sprintf("%s/key, or a map of %s, key and path", kind, kind),
-		field{name: kind, required: true, doc: "Name of the " + kind + ".", spec: matching(`^`+secretName+`$`, "a "+kind+"'s name", "order-bff", 253)},
-		field{name: "key", required: true, doc: "Key inside it.", spec: matching(`^`+secretKey+`$`, "a key", "api-token", 253)},
+		field{name: kind, doc: "Name of the " + kind + ".", spec: matching(`^`+secretName+`$`, "a "+kind+"'s name", "order-bff", 253)},
+		field{name: "key", doc: "Key inside it.", spec: matching(`^`+secretKey+`$`, "a key", "api-token", 253)},
 		field{name: "path", doc: "File to make instead of a variable.", spec: mountPath()},
 	)
 	ref.short = func(n *node) *node {
@@ -249,7 +249,7 @@ func standalone() *spec {
 	check := s.scalar
 	s.scalar = func(t string) (string, fault) {
 		if t == "both" {
-			return "", fault{CodePlanned, "deploying one function both alone and in its aggregate is planned: this version can't do it yet", "write true or false"}
+			return "", fault{CodePlanned, planned("deploying one function both alone and in its aggregate"), "write true or false"}
 		}
 		return check(t)
 	}
@@ -487,7 +487,7 @@ func (f fieldsOf) environments() *spec {
 	functions := *f.functions()
 	functions.key = func(string) (string, string) { return "", "" } // must exist; checked later
 	rollout, routes, aggregation := f.rollout(), f.routes(), f.aggregation()
-	return mapping("a map of name: environment", environmentKey, object("a map of branch, cluster, namespace and a patch",
+	env := object("a map of branch, cluster, namespace and a patch",
 		field{name: "branch", doc: "Asserts the template's branch.", spec: text("a branch", 255)},
 		field{name: "tag", doc: "Asserts the template's tag, glob allowed.", spec: text("a tag", 255)},
 		field{name: "cluster", doc: "Name in the platform's list of clusters.", spec: cluster},
@@ -499,7 +499,9 @@ func (f fieldsOf) environments() *spec {
 		field{name: "rollout", doc: "Patch.", spec: rollout},
 		field{name: "clusters", planned: "several clusters in waves"},
 		field{name: "waves", planned: "several clusters in waves"},
-	))
+	)
+	env.patches = true
+	return mapping("a map of name: environment", environmentKey, env)
 }
 
 func environmentKey(key string) (why, next string) {

@@ -3,6 +3,7 @@ package project
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -206,7 +207,7 @@ var (
 func (m *maker) handler(f *function) {
 	n := f.tree.get("handler")
 	if n == nil {
-		if f.Contract != "app" && !f.tree.get("contract").isBad() {
+		if f.Contract != "app" && !slices.Contains(f.at.value.meant, "handler") && !f.tree.get("contract").isBad() {
 			m.add(f.at.value.line, f.at.value.col, join(join("functions", f.name), "handler"), CodeRequired, "is required", m.handlerExample(f))
 		}
 		return
@@ -302,9 +303,10 @@ func (m *maker) variables(f *function) {
 			return
 		}
 		for _, e := range n.entries {
-			for _, o := range others {
+			for _, o := range others { // the first is enough
 				if v := o.get(e.key); v.has() && e.value.has() && e.value.get("path") == nil && v.get("path") == nil {
 					m.refuse(e.value, join(kind, e.key), CodeConflict, "the variable is set twice: also in line "+fmt.Sprint(v.line), "keep one of them")
+					break
 				}
 			}
 		}

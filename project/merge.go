@@ -55,6 +55,7 @@ func (m *merging) lay(base, top *node, layer, rel string) *node {
 				below = nil
 			}
 			v = m.lay(below, e.value, layer, sub)
+			v.whole = e.value.whole
 		} else {
 			c := *e.value
 			c.layer = layer

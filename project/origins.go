@@ -67,13 +67,13 @@ func (p *Project) Problem(path string, code Code, why, next string) Problem {
 // walk visits scalars, lists and empty maps, with the layer each stands in.
 func (n *node) walk(path, layer string, visit func(path, layer string, n *node)) {
 	switch {
-	case n == nil, n.kind == aNull:
+	case n == nil, n.kind == aNull, n.kind == aMap && len(n.entries) == 0 && n.line == 0:
 		return
 	case n.kind == aMap && len(n.entries) > 0:
 		for _, e := range n.entries {
 			l := layer
-			if path == "" {
-				l = e.key
+			if path == "" || l == "functions" && (e.key == "build" || e.key == "layers") {
+				l = e.key // written at the top level
 			}
 			e.value.walk(join(path, e.key), l, visit)
 		}

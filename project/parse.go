@@ -70,7 +70,7 @@ func elsewhere(s *spec) map[string]string {
 		}
 	}
 	top := func(name string) *spec { return s.field(name).spec }
-	add("the top level", s)
+	add("", s)
 	for _, name := range []string{"service", "platform", "deploy", "package", "routes", "rollout", "provider"} {
 		add(name, top(name))
 	}

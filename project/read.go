@@ -164,12 +164,24 @@ func syntaxProblem(data []byte, cause error) Problem {
 		p.Why, p.Next = "a tab is used to indent", "indent with spaces"
 		return p
 	}
-	p.Why, p.Next = explain(said, last)
+	if p.Why, p.Next = explain(said, last); strings.HasPrefix(p.Why, unclosed) {
+		// The most frequent cause by far has a better place.
+		if m := bareParam.FindSubmatchIndex(data); m != nil {
+			p.Line, p.Column = place(data[:m[2]+1])
+			p.Why = "inside { } the path " + string(data[m[2]:m[3]]) + " needs quotes, because of its brackets"
+			p.Next = fmt.Sprintf("write %q", data[m[2]:m[3]])
+		}
+	}
 	if p.Line == 0 {
 		p.Line, p.Column = 1, 1
 	}
 	return p
 }
+
+const unclosed = "a { or [ is not closed, or what is inside is not separated by commas"
+
+// bareParam is a path with a parameter and without quotes in a flow map.
+var bareParam = regexp.MustCompile(`[{,]\s*path:\s*(/[^\s"',{}\[\]]*(?:\[\w+\]|\{\w+\})[^\s"',{}\[\]]*)`)
 
 // explain says a YAML library's error in the words of somebody who writes the
 // file; last is the character it stopped at.
@@ -181,7 +193,7 @@ func explain(said string, last rune) (why, next string) {
 	case has("mapping values are not allowed"):
 		return `a ":" stands where no key can be`, `indent the line like its neighbours, or put text that contains ": " in quotes`
 	case has("expected ',' or '}'"), has("expected ',' or ']'"):
-		return "a { or [ is not closed, or what is inside is not separated by commas", `close it, and put text that contains , [ ] { } in quotes: "/detail/[id]"`
+		return unclosed, `close it, and put text that contains , [ ] { } in quotes: "/detail/[id]"`
 	case has("did not find expected key"), has("'-' indicator"), has("block collection entries"), has("block sequence entries"):
 		return "the indentation fits neither the line above nor an outer block", "indent keys that belong together by the same number of spaces"
 	case has("could not find expected ':'"):
@@ -222,11 +234,21 @@ type reader struct {
 	left     int
 	stop     bool
 	open     map[*yaml.Node]bool // anchors being followed
+	alias    *yaml.Node          // the outermost of them, as it stands in the file
 	problems Problems
 }
 
 func (r *reader) problem(y *yaml.Node, path string, code Code, why, next string) {
 	r.problems = append(r.problems, Problem{Line: y.Line, Column: y.Column, Path: path, Code: code, Why: why, Next: next})
+}
+
+// full ends the reading of a file that is too large.
+func (r *reader) full(y *yaml.Node) {
+	r.stop = true
+	if r.alias != nil {
+		y = r.alias
+	}
+	r.problem(y, "", CodeTooLarge, fmt.Sprintf("the file has more than %d values, anchors followed", maxNodes), "make it smaller, or use fewer anchors")
 }
 
 func (r *reader) node(y *yaml.Node, path string, depth int) *node {
@@ -235,8 +257,7 @@ func (r *reader) node(y *yaml.Node, path string, depth int) *node {
 		return n
 	}
 	if r.left--; r.left < 0 {
-		r.stop = true
-		r.problem(y, "", CodeTooLarge, fmt.Sprintf("the file has more than %d values, anchors followed", maxNodes), "make it smaller, or use fewer anchors")
+		r.full(y)
 		return n
 	}
 	if depth > maxDepth {
@@ -255,6 +276,10 @@ func (r *reader) node(y *yaml.Node, path string, depth int) *node {
 			r.stop = true
 			r.problem(y, path, CodeSyntax, "the anchor "+y.Value+" contains itself", "write the value out")
 			return n
+		}
+		if r.alias == nil {
+			r.alias = y
+			defer func() { r.alias = nil }()
 		}
 		r.open[y.Alias] = true
 		n = r.node(y.Alias, path, depth)
@@ -328,8 +353,7 @@ func (r *reader) entries(n *node, y *yaml.Node, path string, depth int) {
 		}
 		for _, e := range m.entries {
 			if r.left--; r.left < 0 {
-				r.stop = true
-				r.problem(y, "", CodeTooLarge, fmt.Sprintf("the file has more than %d values, anchors followed", maxNodes), "make it smaller, or use fewer anchors")
+				r.full(y)
 				return
 			}
 			if n.entry(e.key) == nil {

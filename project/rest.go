@@ -33,7 +33,10 @@ func (m *maker) rest() {
 		}
 	}
 	m.rollout()
-	m.merged["provider"] = provider
+	m.merged["provider"] = provider.without("build", "layers")
+	if root.get("build").has() {
+		m.merged["build"] = base.get("build")
+	}
 	p.tree = m.mergedFile()
 }
 
@@ -183,9 +186,9 @@ func (m *maker) analysis(n *node) *Analysis {
 		Interval: n.get("interval").dur(), Compare: n.get("compare").str(), MinRequests: n.get("minRequests").int(),
 		OnNoData: n.get("onNoData").str(), P99: n.at("p99", "max").dur(),
 	}
-	for _, k := range [][2]string{{"successRate", "min"}, {"p99", "max"}} {
+	for _, k := range [][3]string{{"successRate", "min", "a number from 0 to 100"}, {"p99", "max", "a duration such as 800ms"}} {
 		if v := n.get(k[0]); v.has() && v.get(k[1]) == nil {
-			m.add(v.line, v.col, layer+".analysis."+k[0]+"."+k[1], CodeRequired, "is required", "add "+k[1])
+			m.add(v.line, v.col, layer+".analysis."+k[0]+"."+k[1], CodeRequired, "is required", "add "+k[1]+": "+k[2])
 		}
 	}
 	if v := n.at("successRate", "min"); v.has() {

@@ -106,6 +106,8 @@ func (m *maker) events(f *function, defaults *node, taken map[string][]Route) {
 		for _, e := range list.items {
 			if e.get("http").has() {
 				f.Timeout = m.p.Routes.Timeout
+				f.tree.put(entry{key: "timeout", value: defaults.get("timeout")})
+				break
 			}
 		}
 	}
@@ -243,7 +245,7 @@ func (m *maker) timer(f *function, n *node, path string) {
 
 func (m *maker) trigger(f *function, n *node, path string) {
 	if f.job {
-		m.at(n, path, CodePlanned, "a cloudevent that starts a job is planned: this version can't do it yet", "use a timer, or make the function online")
+		m.at(n, path, CodePlanned, planned("a cloudevent that starts a job"), "use a timer, or make the function online")
 		return
 	}
 	t := Trigger{

@@ -68,7 +68,8 @@ func integer(least, most int) *spec {
 var decimalNumber = regexp.MustCompile(`^-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,9})?$`)
 
 func number(least, most float64) *spec {
-	say := fmt.Sprintf("a number from %v to %v", least, most)
+	plain := func(f float64) string { return strconv.FormatFloat(f, 'f', -1, 64) }
+	say := "a number from " + plain(least) + " to " + plain(most)
 	return &spec{is: aNumber, say: say, scalar: func(s string) (string, fault) {
 		f, err := strconv.ParseFloat(s, 64)
 		if err != nil || !decimalNumber.MatchString(s) {
@@ -124,7 +125,7 @@ var looseMemory = regexp.MustCompile(`(?i)^([0-9]+) ?([kmgt])(i?b?)$`)
 // memorySpelling is what 256MB or 256mi was meant to be.
 func memorySpelling(s string) string {
 	m := looseMemory.FindStringSubmatch(s)
-	if m == nil {
+	if m == nil || strings.Trim(m[1], "0") == "" {
 		return ""
 	}
 	return m[1] + strings.ToUpper(m[2]) + "i"

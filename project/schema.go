@@ -2,6 +2,7 @@ package project
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -33,6 +34,8 @@ type spec struct {
 	anyScalar bool
 	// exactlyOne: a map of known keys holds one of them.
 	exactlyOne bool
+	// patches says that everything inside changes something that is elsewhere.
+	patches bool
 	// literal refuses variables: the value is read before they are known.
 	literal bool
 	// json is the JSON Schema of a scalar, or replaces the derived one.
@@ -97,6 +100,7 @@ func (c *checker) at(n *node, path string, code Code, why, next string) {
 // value checks n. patch says that n only changes something: nothing in it is
 // required, and null deletes.
 func (c *checker) value(s *spec, n *node, path string, patch bool) {
+	patch = patch || s.patches
 	if n.bad || n.open {
 		return
 	}
@@ -202,10 +206,10 @@ func (c *checker) entries(s *spec, n *node, path string, patch bool) {
 		f := s.field(e.key)
 		switch {
 		case f == nil:
-			c.unknown(s, e, path)
+			c.unknown(s, n, e, path)
 			e.value.bad = true
 		case f.planned != "":
-			c.add(e.line, e.col, sub, CodePlanned, f.planned+" is planned: this version can't do it yet", "remove the key; until it works it is refused rather than ignored")
+			c.add(e.line, e.col, sub, CodePlanned, planned(f.planned), "remove the key; until it works it is refused rather than ignored")
 			e.value.bad = true
 		case f.spec.literal && (e.value.filled || e.value.open):
 			c.at(e.value, sub, CodeVariable, "a variable can't stand here: the field is read before variables are known", "write the value itself")
@@ -217,21 +221,23 @@ func (c *checker) entries(s *spec, n *node, path string, patch bool) {
 		c.at(n, path, CodeValue, fmt.Sprintf("expected %s, found %d keys", s.say, len(n.entries)), "write each as an item of its own: - http: {…}")
 	}
 	for _, f := range s.fields {
-		if v := n.get(f.name); f.required && !patch && (v == nil || v.kind == aNull) {
-			line, col := n.line, n.col
-			c.add(line, col, join(path, f.name), CodeRequired, "is required", "add "+f.name+": "+f.spec.say)
+		if v := n.get(f.name); f.required && !patch && (v == nil || v.kind == aNull) && !slices.Contains(n.meant, f.name) {
+			c.add(n.line, n.col, join(path, f.name), CodeRequired, "is required", "add "+f.name+": "+f.spec.say)
 		}
 	}
 }
 
 // unknown reports a key nobody knows, with the nearest known one.
-func (c *checker) unknown(s *spec, e *entry, path string) {
+func (c *checker) unknown(s *spec, n *node, e *entry, path string) {
 	sub := join(path, e.key)
 	next := ""
 	known := s.names()
 	if m := suggest(e.key, known); m != "" {
 		next = "did you mean " + m + "?"
-	} else if place := c.elsewhere[e.key]; place != "" {
+		n.meant = append(n.meant, m)
+	} else if place, ok := c.elsewhere[e.key]; ok && place == "" {
+		next = e.key + " belongs at the top level"
+	} else if ok {
 		next = fmt.Sprintf("%s belongs under %s", e.key, place)
 	} else {
 		next = "use one of: " + strings.Join(known, ", ")
@@ -241,6 +247,9 @@ func (c *checker) unknown(s *spec, e *entry, path string) {
 	}
 	c.add(e.line, e.col, sub, CodeUnknownKey, "unknown key", next)
 }
+
+// planned is the cause of a refusal of what does not exist yet.
+func planned(what string) string { return "is planned, this version can't do it yet: " + what }
 
 // found describes a value in a message.
 func found(n *node) string {

@@ -41,6 +41,8 @@ type node struct {
 	// whole says that this map was written as one text (secret/key), so it
 	// replaces what it is merged over.
 	whole bool
+	// meant are the known keys that unknown ones of this map looked like.
+	meant []string
 	// layer is set in merged trees: provider, functions.list, …
 	layer string
 }

@@ -296,10 +296,12 @@ func (m *maker) apart(fn string) string {
 
 // differ reports what a member wants for itself, at the value that differs.
 func (m *maker) differ(a *aggregate, f *function, key string, unit, own *node, rel string) {
-	if own.same(unit) {
+	if own.same(unit) || unit.isBad() {
 		return
 	}
-	if own.has() && own.kind == aMap && (unit == nil || unit.kind == aMap) {
+	// A reference is one thing, not a name and a key.
+	ref := rel != key && (key == "secrets" || key == "config")
+	if !ref && own.has() && own.kind == aMap && (unit == nil || unit.kind == aMap) {
 		for _, e := range own.entries {
 			m.differ(a, f, key, unit.get(e.key), e.value, join(rel, e.key))
 		}
@@ -321,13 +323,19 @@ func (m *maker) differ(a *aggregate, f *function, key string, unit, own *node, r
 	default:
 		next += fmt.Sprintf(", or write it under aggregation.%s for all", a.name)
 	}
-	what := "its own " + key
-	if unit.has() && own.kind < aList && unit.kind < aList {
-		what = fmt.Sprintf("%s, the unit has %s", own.text, unit.text)
-	} else if own.kind < aList {
-		what = own.text + ", the unit has its default"
+	what, has := "this", "its default"
+	if own.kind < aList {
+		what = quote(own.text)
 	}
-	m.refuse(own, rel, CodeAggregate, fmt.Sprintf("%s is in unit %s with other functions and can't have %s", f.name, a.name, what), next)
+	switch {
+	case unit.has() && unit.kind < aList:
+		has = quote(unit.text)
+	case unit.has():
+		has = "another"
+	case key != "memory" && key != "cpu" && key != "scale" && key != "concurrency" && key != "initTimeout" && key != "build":
+		has = "none"
+	}
+	m.refuse(own, rel, CodeAggregate, fmt.Sprintf("%s can't have %s for itself: unit %s is one process for its functions and has %s", f.name, what, a.name, has), next)
 }
 
 // aggregateUnit makes the unit once its members are judged.
