@@ -93,7 +93,7 @@ APT::Get::Assume-Yes "true";
 APT::Get::List-Cleanup "false";
 Acquire::Languages "none";
 Acquire::ForceHash "sha256";
-Acquire::Retries "3";
+Acquire::Retries "%[3]d";
 Acquire::http::Timeout "30";
 Acquire::https::Timeout "30";
 Debug::NoLocking "true";
@@ -106,7 +106,7 @@ Dir::Cache::archives "%[1]s/archives";
 Dir::Cache::pkgcache "%[1]s/pkgcache.bin";
 Dir::Cache::srcpkgcache "%[1]s/srcpkgcache.bin";
 Dir::Log "%[1]s/log";
-`, a.dir, a.arch)
+`, a.dir, a.arch, a.b.retries())
 	return a.writeFile("apt.conf", []byte(conf))
 }
 
@@ -213,7 +213,7 @@ func (a *apt) refused(ctx context.Context, err error, said string, wanted []stri
 	}
 	switch {
 	case len(a.trouble) > 0:
-		return &builder.Unavailable{Op: "fetch the package lists", Host: host(strings.Join(a.trouble, "\n")), Attempts: 3,
+		return &builder.Unavailable{Op: "fetch the package lists", Host: host(strings.Join(a.trouble, "\n")), Attempts: 1 + a.b.retries(),
 			Err: errors.New(strings.Join(a.trouble, "\n"))}
 	case len(missing) > 0:
 		return &PackageError{Wanted: missing, Offered: a.offered(ctx, names)}
@@ -313,7 +313,7 @@ func (a *apt) fetchFailed(ctx context.Context, err error, said string) error {
 	case strings.Contains(text, "unauthenticated"):
 		return fmt.Errorf("debian: download: %w: %s", ErrUntrusted, text)
 	case len(c) > 0:
-		return &builder.Unavailable{Op: "download packages", Host: host(text), Attempts: 3, Err: errors.New(text)}
+		return &builder.Unavailable{Op: "download packages", Host: host(text), Attempts: 1 + a.b.retries(), Err: errors.New(text)}
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package debian
 import (
 	"bufio"
 	"bytes"
+	"debug/elf"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ var leftOut = []string{
 	"usr/share/doc-base", "usr/share/gnome", "usr/share/help", "usr/share/linda", "usr/share/omf", "usr/share/menu",
 	"usr/share/bash-completion", "usr/share/zsh", "etc/bash_completion.d", "usr/lib/systemd", "etc/systemd",
 	"etc/cron.d", "etc/cron.daily", "etc/init.d", "etc/default", "etc/logrotate.d", "etc/xdg",
+	"etc/dpkg", "etc/skel", "etc/update-motd.d",
 }
 
 // dropper decides what of the packages is left out. Licences stay: who hands
@@ -88,6 +90,7 @@ func (t *tree) finish(r Recipe, arch string) error {
 		func() error { return t.nameService() },
 		func() error { return t.links(r.Links, arch) },
 		func() error { return t.libraryDirs() },
+		func() error { return t.needed() },
 	} {
 		if err := step(); err != nil {
 			return err
@@ -216,6 +219,40 @@ func (t *tree) libraryDirs() error {
 		if err := s.Err(); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// needed makes sure that every program and library finds what it is linked
+// with: a recipe leaves packages out, and the loader's complaint would be read
+// at a function's first start only.
+func (t *tree) needed() error {
+	have := map[string]bool{}
+	for name := range t.nodes {
+		have[path.Base(name)] = true
+	}
+	var missing []string
+	for _, name := range t.names() {
+		n := t.nodes[name]
+		if !n.mode.IsRegular() || n.inode != n || n.size < 64 {
+			continue
+		}
+		f, err := elf.NewFile(io.NewSectionReader(t.spool, n.off, n.size))
+		if err != nil {
+			continue // no program
+		}
+		libraries, err := f.ImportedLibraries()
+		if err != nil {
+			return fmt.Errorf("%s in %s: %w", name, n.from.name, err)
+		}
+		for _, l := range libraries {
+			if !have[path.Base(l)] {
+				missing = append(missing, fmt.Sprintf("%s (%s) needs %s", name, n.from.name, l))
+			}
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("libraries that are left out: %s", strings.Join(missing, "; "))
 	}
 	return nil
 }

@@ -32,6 +32,9 @@ type Builder struct {
 	ListsAge time.Duration
 	// Limits bound the programs that are run.
 	Limits Limits
+	// Retries is how often apt tries again what a source did not give it; 0
+	// means 3 times, less than 0 never.
+	Retries int
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -83,7 +86,6 @@ type Layer struct {
 	Digest string `json:"digest"`
 	Size   int64  `json:"size"`
 	Reused bool   `json:"reused"`
-	key    string
 }
 
 // Build makes r's image, or finds that it is there already. Equal recipes and
@@ -357,6 +359,13 @@ func (b *Builder) now() time.Time {
 		return b.Now()
 	}
 	return time.Now()
+}
+
+func (b *Builder) retries() int {
+	if b.Retries == 0 {
+		return 3
+	}
+	return max(b.Retries, 0)
 }
 
 func (b *Builder) tmp() string    { return filepath.Join(b.Cache, "tmp") }

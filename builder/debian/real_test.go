@@ -1,0 +1,242 @@
+package debian
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
+)
+
+// realImage finds an image that `make images` made on this machine, or makes
+// it when KUROKO_TEST_IMAGES is set.
+func realImage(t *testing.T, image string) (Image, v1.Image) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("reads and unpacks a real image")
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Skip("no cache folder to look for images in")
+	}
+	b := &Builder{Cache: filepath.Join(cache, "kuroko"), Env: os.Environ(), Log: func(l string) { t.Log(l) }}
+	img, err := b.Find(image, "")
+	if os.Getenv("KUROKO_TEST_IMAGES") != "" {
+		all, lerr := LoadRecipes(os.DirFS("../../dockerfiles"))
+		if lerr != nil {
+			t.Fatal(lerr)
+		}
+		for _, r := range all {
+			if r.Name == image {
+				img, err = b.Build(t.Context(), r, Options{})
+			}
+		}
+	}
+	if errors.Is(err, ErrNotBuilt) {
+		t.Skipf("needs the image %s: run make images, or set KUROKO_TEST_IMAGES=1 to make it here", image)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	built, err := img.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img, built
+}
+
+// unpack puts an image's files into a folder, for the test alone: the archive
+// is our own.
+func unpack(t *testing.T, img v1.Image) string {
+	t.Helper()
+	dir := t.TempDir()
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range layers {
+		rc, err := l.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rc.Close()
+		for tr := tar.NewReader(rc); ; {
+			h, err := tr.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := filepath.Join(dir, h.Name)
+			switch h.Typeflag {
+			case tar.TypeDir:
+				if err = os.MkdirAll(p, 0o755); err == nil {
+					mode := os.FileMode(h.Mode & 0o777)
+					if h.Mode&0o1000 != 0 {
+						mode |= os.ModeSticky
+					}
+					err = os.Chmod(p, mode)
+				}
+			case tar.TypeSymlink:
+				err = os.Symlink(h.Linkname, p)
+			case tar.TypeLink:
+				err = os.Link(filepath.Join(dir, h.Linkname), p)
+			default:
+				var f *os.File
+				if f, err = os.OpenFile(p, os.O_CREATE|os.O_WRONLY|os.O_EXCL, os.FileMode(h.Mode)); err == nil {
+					_, err = io.Copy(f, tr)
+					err = errors.Join(err, f.Close())
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
+}
+
+// inside runs a command in the image, as its user: in a sandbox, or where
+// there is none but the test is root, in a plain chroot.
+func inside(t *testing.T, root string, binds []sandbox.Bind, env []string, argv ...string) string {
+	t.Helper()
+	env = append([]string{"PATH=/usr/bin", "HOME=/home/nonroot", "LANG=C.UTF-8"}, env...)
+	var out, errs bytes.Buffer
+	mode, why := sandbox.Detect(t.Context())
+	switch {
+	case mode != sandbox.None:
+		p, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: mode, Root: root, Binds: binds, Argv: argv, UID: NonRoot, GID: NonRoot, Dir: "/app",
+			Env: env, Stdout: &out, Stderr: &errs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Wait(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, errs.String())
+		}
+	case os.Geteuid() == 0:
+		for device, minor := range map[string]int{"null": 3, "urandom": 9} {
+			p := filepath.Join(root, "dev", device)
+			if err := syscall.Mknod(p, syscall.S_IFCHR, 1<<8|minor); err != nil && !errors.Is(err, os.ErrExist) {
+				t.Skip("needs namespaces or device nodes: ", why, "; ", err)
+			}
+			if err := os.Chmod(p, 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, b := range binds {
+			data, err := os.ReadFile(b.Source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			target := filepath.Join(root, b.Target)
+			before, err := os.ReadFile(target)
+			if err == nil {
+				err = os.WriteFile(target, data, 0o644)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.WriteFile(target, before, 0o644)
+		}
+		if err := errors.Join(os.Chmod(filepath.Dir(root), 0o755), os.Chmod(root, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+		cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = env, "/app", &out, &errs
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: NonRoot, Gid: NonRoot}}
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, errs.String())
+		}
+	default:
+		t.Skip("needs namespaces: " + why)
+	}
+	return out.String()
+}
+
+func TestRealNodeBase(t *testing.T) {
+	img, built := realImage(t, "base/nodejs18")
+	if err := validate.Image(built); err != nil {
+		t.Error(err)
+	}
+	root := unpack(t, built)
+	if err := os.Remove(filepath.Join(root, "usr/bin/sh")); !errors.Is(err, os.ErrNotExist) {
+		t.Error("there is a shell in it")
+	}
+	bundle, err := os.ReadFile(filepath.Join(root, "etc/ssl/certs/ca-certificates.crt"))
+	if n := bytes.Count(bundle, []byte("BEGIN CERTIFICATE")); err != nil || n < 100 {
+		t.Errorf("%d CA certificates, %v", n, err)
+	}
+
+	// A server that only its own CA vouches for: node must read the image's
+	// bundle, which the test puts that CA into, and nothing else.
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	defer srv.Close()
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(ca, append(bundle, block...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const script = `
+		const https = require('https'), fs = require('fs');
+		fs.writeFileSync(process.env.HOME + '/x', 'home'); fs.writeFileSync('/tmp/x', 'tmp');
+		const answer = {version: process.version, uid: process.getuid(), exec: process.execPath, abi: process.versions.modules, user: require('os').userInfo().username,
+			zone: new Date(Date.UTC(2026, 0, 1)).toLocaleString('en-GB', {timeZone: 'Asia/Shanghai'}), arch: process.arch};
+		https.get(process.argv[1], r => { answer.authorized = r.socket.authorized; r.on('data', d => answer.body = String(d)).on('end', () => console.log(JSON.stringify(answer))) })
+			.on('error', e => { answer.error = e.message; console.log(JSON.stringify(answer)) });`
+	run := func(binds ...sandbox.Bind) map[string]any {
+		var got map[string]any
+		out := inside(t, root, binds, nil, "/usr/bin/node", "-e", script, srv.URL)
+		if err := json.Unmarshal([]byte(out), &got); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return got
+	}
+	got := run(sandbox.Bind{Source: ca, Target: "/etc/ssl/certs/ca-certificates.crt", ReadOnly: true})
+	for key, want := range map[string]any{"uid": 65532.0, "user": "nonroot", "exec": "/usr/bin/node", "authorized": true, "body": "hello", "zone": "01/01/2026, 08:00:00"} {
+		if got[key] != want {
+			t.Errorf("%s: %v, want %v (all: %v)", key, got[key], want, got)
+		}
+	}
+	if v, _ := got["version"].(string); !strings.HasPrefix(v, "v18.") {
+		t.Errorf("version %v", got["version"])
+	}
+	if abi, _ := got["abi"].(string); !strings.HasPrefix(img.ABI, "node"+abi+"-glibc") {
+		t.Errorf("abi %v, label %s", got["abi"], img.ABI)
+	}
+	if got := run(); got["error"] == nil {
+		t.Errorf("a server without a known CA was trusted: %v", got)
+	}
+}
+
+func TestRealNodeBuild(t *testing.T) {
+	_, built := realImage(t, "build/nodejs18")
+	if err := validate.Image(built); err != nil {
+		t.Error(err)
+	}
+	root := unpack(t, built)
+	got := inside(t, root, nil, []string{"NPM_CONFIG_UPDATE_NOTIFIER=false"}, "/bin/sh", "-ec", `
+		cd /tmp; node --version; npm --version; npx --version; git init -q r; cd r; git config user.email a@b; git config user.name a
+		echo 'a b' > f; git add f; git commit -q -m x; git log --format=%s | sed s/x/committed/
+		tar -cf - f | gzip -9 | gunzip | tar -tf - ; awk '{print $2}' f | grep b; find . -name f; printf 'p' | xargs echo; locale -a | grep C.utf8
+		npm pack --silent --ignore-scripts 2>/dev/null || echo '{"name":"t","version":"1.0.0"}' > package.json; npm pack --silent`)
+	want := "10.9.2\n10.9.2\ncommitted\nf\nb\n./f\np\nC.utf8\nt-1.0.0.tgz\n"
+	if first, rest, _ := strings.Cut(got, "\n"); !strings.HasPrefix(first, "v18.") || rest != want {
+		t.Errorf("got\n%s\nwant v18 and\n%s", got, want)
+	}
+}
