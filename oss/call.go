@@ -57,7 +57,7 @@ func neverHeals(err error) bool {
 		auth   x509.UnknownAuthorityError
 		record tls.RecordHeaderError
 	)
-	return errors.As(err, &cert) || errors.As(err, &host) || errors.As(err, &auth) || errors.As(err, &record)
+	return errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &cert) || errors.As(err, &host) || errors.As(err, &auth) || errors.As(err, &record)
 }
 
 // Object makes the contract's object of a successful answer (200, or 206 when
