@@ -170,7 +170,9 @@ func variableKey(key string) (why, next string) {
 }
 
 func (f fieldsOf) environment() *spec {
-	return mapping("a map of NAME: text", variableKey, anyText("text"))
+	m := mapping("a map of NAME: text", variableKey, anyText("text"))
+	m.max = 500
+	return m
 }
 
 // refs are references to keys of a Secret or ConfigMap.
@@ -193,7 +195,9 @@ func (f fieldsOf) refs(kind string) *spec {
 		return &node{kind: aMap, entries: []entry{{kind, n.line, n.col, part(name)}, {"key", n.line, n.col, part(key)}}}
 	}
 	ref.json = map[string]any{"type": "string", "pattern": form.String()}
-	return mapping("a map of NAME: "+kind+"/key", variableKey, ref)
+	m := mapping("a map of NAME: "+kind+"/key", variableKey, ref)
+	m.max = 200
+	return m
 }
 
 func mountPath() *spec {
@@ -261,7 +265,7 @@ func (f fieldsOf) aggregation() *spec {
 	names := list("a list of functions", label("function", 63))
 	names.unique = true
 	patterns := list("a glob over function names, or a list of them", nameGlob())
-	patterns.short = oneAsList
+	patterns.short, patterns.max = oneAsList, 20
 	fields := append([]field{
 		{name: "functions", doc: "Members, by name.", spec: names},
 		{name: "functionsPattern", doc: "Members, by glob over function names.", spec: patterns},
@@ -269,9 +273,11 @@ func (f fieldsOf) aggregation() *spec {
 		{name: "build", doc: "Overrides the top-level build.", spec: f.build()},
 		{name: "layers", doc: "Replaces the top-level layers.", spec: f.layers()},
 	}, f.provider()...)
-	return mapping("a map of unit: members and settings", func(key string) (string, string) {
+	m := mapping("a map of unit: members and settings", func(key string) (string, string) {
 		return labelProblem("unit", key, 63)
 	}, object("a map of functions and settings", fields...))
+	m.max = 200
+	return m
 }
 
 func nameGlob() *spec {
@@ -378,11 +384,15 @@ func (f fieldsOf) routes() *spec {
 func (f fieldsOf) plugins() *spec {
 	e := enum("plugin", f.Plugins...)
 	e.say = "the name of a plugin"
-	return list("a list of {name, apply, options}", object("a map of name, apply and options",
+	globs := list("a list of globs over function names", nameGlob())
+	globs.max = 100
+	l := list("a list of {name, apply, options}", object("a map of name, apply and options",
 		field{name: "name", required: true, doc: "Plugin of the bundle; its version comes with the bundle.", spec: e},
-		field{name: "apply", doc: "Globs over function names. Default all.", spec: list("a list of globs over function names", nameGlob())},
+		field{name: "apply", doc: "Globs over function names. Default all.", spec: globs},
 		field{name: "options", doc: "The plugin's own.", spec: &spec{is: aMap, free: true, say: "a map"}},
 	))
+	l.max = 50
+	return l
 }
 
 func (f fieldsOf) build() *spec {
@@ -424,20 +434,22 @@ func (f fieldsOf) base() *spec {
 }
 
 func (f fieldsOf) rollout() *spec {
+	verify := list("a list of {request, expect}", object("a map of request and expect",
+		field{name: "request", required: true, doc: "Public path, with basePath.", spec: object("a map of method and path",
+			field{name: "method", doc: "Default GET.", spec: enum("method", "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")},
+			field{name: "path", required: true, doc: "As a client writes it.", spec: matching(`^/[!-~]*$`, "a path", "/bff/order/ping", 2000)},
+		)},
+		field{name: "expect", doc: "Default: status 200.", spec: object("a map of status and maxMs",
+			field{name: "status", doc: "Default 200.", spec: integer(100, 599)},
+			field{name: "maxMs", doc: "Longest time, in milliseconds.", spec: integer(1, 600000)},
+		)},
+	))
+	verify.max = 50
 	optional := func(fs ...field) *spec { return object("a map of min or max", fs...) }
 	return object("a map of strategy, steps, verify, …",
 		field{name: "strategy", doc: "How traffic moves. The default is the tier's.", spec: enum("strategy", "direct", "canary", "bluegreen", "manual")},
 		field{name: "steps", doc: "Canary: weights in percent and pauses, before everything.", spec: steps()},
-		field{name: "verify", doc: "Requests that must be answered before traffic moves.", spec: list("a list of {request, expect}", object("a map of request and expect",
-			field{name: "request", required: true, doc: "Public path, with basePath.", spec: object("a map of method and path",
-				field{name: "method", doc: "Default GET.", spec: enum("method", "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")},
-				field{name: "path", required: true, doc: "As a client writes it.", spec: matching(`^/[!-~]*$`, "a path", "/bff/order/ping", 2000)},
-			)},
-			field{name: "expect", doc: "Default: status 200.", spec: object("a map of status and maxMs",
-				field{name: "status", doc: "Default 200.", spec: integer(100, 599)},
-				field{name: "maxMs", doc: "Longest time, in milliseconds.", spec: integer(1, 600000)},
-			)},
-		))},
+		field{name: "verify", doc: "Requests that must be answered before traffic moves.", spec: verify},
 		field{name: "analysis", doc: "What is measured while weights grow.", spec: object("a map of interval, successRate, p99, …",
 			field{name: "interval", doc: "Default 30s.", spec: duration("30s", second, hour)},
 			field{name: "successRate", doc: "In percent.", spec: optional(field{name: "min", required: true, doc: "Least.", spec: number(0, 100)})},
@@ -501,7 +513,9 @@ func (f fieldsOf) environments() *spec {
 		field{name: "waves", planned: "several clusters in waves"},
 	)
 	env.patches = true
-	return mapping("a map of name: environment", environmentKey, env)
+	m := mapping("a map of name: environment", environmentKey, env)
+	m.max = 100
+	return m
 }
 
 func environmentKey(key string) (why, next string) {

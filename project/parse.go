@@ -17,6 +17,9 @@ func Parse(data []byte, o Options) (*Project, error) {
 	m := &maker{o: o, root: root, merging: merging{nulls: map[*node]*null{}}, merged: map[string]*node{}, p: &Project{}}
 	m.problems = problems
 	m.check()
+	if len(m.problems) > maxProblems {
+		return nil, m.problems.sorted().first(maxProblems)
+	}
 	m.choose()
 	m.functions()
 	m.units()
@@ -24,7 +27,7 @@ func Parse(data []byte, o Options) (*Project, error) {
 	m.rest()
 	m.notices()
 	if len(m.problems) > 0 {
-		return nil, m.problems.sorted()
+		return nil, m.problems.sorted().first(maxProblems)
 	}
 	return m.p, nil
 }
@@ -157,21 +160,24 @@ func (m *maker) environment(e entry) {
 		if !patch.has() || patch.kind != aMap {
 			continue
 		}
-		var names []string
-		if base.has() {
-			for _, b := range base.entries {
-				names = append(names, b.key)
-			}
-		}
 		for i := range patch.entries {
 			f := &patch.entries[i]
 			if base.get(f.key) != nil || f.value.bad {
 				continue
 			}
+			f.value.bad = true
+			if len(m.problems) > maxProblems {
+				continue
+			}
+			var names []string
+			if base.has() {
+				for _, b := range base.entries {
+					names = append(names, b.key)
+				}
+			}
 			what := map[string]string{"functions": "function", "aggregation": "unit"}[section]
 			m.add(f.line, f.col, join(join(path, section), f.key), CodeUnknownName,
 				fmt.Sprintf("unknown %s %s: an environment changes what the file has", what, quote(f.key)), oneOf(f.key, names))
-			f.value.bad = true
 		}
 	}
 }

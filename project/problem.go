@@ -65,6 +65,14 @@ func (ps Problems) Error() string {
 	return "faas.yml: " + strings.Join(lines, "; ")
 }
 
+// first cuts a list that nobody would read to its end.
+func (ps Problems) first(n int) Problems {
+	if len(ps) <= n {
+		return ps
+	}
+	return append(ps[:n:n], Problem{Code: CodeTooLarge, Why: "there are more problems than these", Next: "correct these first"})
+}
+
 // sorted orders by position and drops exact repetitions, which one anchor used
 // twice would cause.
 func (ps Problems) sorted() Problems {

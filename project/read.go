@@ -19,7 +19,7 @@ const (
 	maxNodes = 200_000 // after anchors are followed
 	// Above this, a syntax error is placed by the YAML library alone: finding
 	// the exact spot reads the file about twenty times.
-	maxSearch = 64 << 10
+	maxSearch = 32 << 10
 )
 
 // read turns bytes into a tree. On a problem the tree is nil, except for

@@ -24,7 +24,8 @@ type spec struct {
 	// short turns another way of writing the value into this one; nil when it
 	// can't. It must not change n.
 	short func(n *node) *node
-	// min and max bound a list's length; max 0 is no bound.
+	// min and max bound the length of a list, or max that of a map whose keys
+	// are free; 0 is no bound. What merging multiplies must be bounded.
 	min, max int
 	// unique refuses a list's scalar that is there twice.
 	unique bool
@@ -80,6 +81,9 @@ func (s *spec) names() []string {
 	return out
 }
 
+// maxProblems ends the checks of a file that is nothing but problems.
+const maxProblems = 200
+
 // checker walks the file along the specs. It collects problems, makes scalars
 // canonical and marks what was refused, so that later checks skip it.
 type checker struct {
@@ -100,6 +104,10 @@ func (c *checker) at(n *node, path string, code Code, why, next string) {
 // value checks n. patch says that n only changes something: nothing in it is
 // required, and null deletes.
 func (c *checker) value(s *spec, n *node, path string, patch bool) {
+	if len(c.problems) > maxProblems {
+		n.bad = true
+		return
+	}
 	patch = patch || s.patches
 	if n.bad || n.open {
 		return
@@ -189,8 +197,15 @@ func (c *checker) list(s *spec, n *node, path string, patch bool) {
 }
 
 func (c *checker) entries(s *spec, n *node, path string, patch bool) {
+	if s.elem != nil && s.max > 0 && len(n.entries) > s.max {
+		c.at(n, path, CodeValue, fmt.Sprintf("the map has %d entries; at most %d are allowed", len(n.entries), s.max), "make it smaller")
+		return
+	}
 	for i := range n.entries {
 		e := &n.entries[i]
+		if len(c.problems) > maxProblems {
+			return
+		}
 		sub := join(path, e.key)
 		if s.elem != nil {
 			if why, next := s.key(e.key); why != "" {
