@@ -237,7 +237,7 @@ const page = 1000
 
 // List implements oss.Store.
 func (s *Store) List(ctx context.Context, prefix string, limit int) ([]oss.Info, error) {
-	c := oss.Call{Op: "list " + prefix, Endpoint: s.endpoint}
+	c := oss.Call{Op: strings.TrimSpace("list " + s.bucket.BucketName + " " + prefix), Endpoint: s.endpoint}
 	var list []oss.Info
 	token := ""
 	for {
@@ -250,6 +250,11 @@ func (s *Store) List(ctx context.Context, prefix string, limit int) ([]oss.Info,
 			options = append(options, sdk.ContinuationToken(token))
 		}
 		got, err := s.bucket.ListObjectsV2(options...)
+		var syntax *xml.SyntaxError
+		var element xml.UnmarshalError
+		if errors.As(err, &syntax) || errors.As(err, &element) {
+			err = fmt.Errorf("it answered something else than a list: %w", err)
+		}
 		if err != nil {
 			return nil, c.Fail(ctx, err)
 		}
