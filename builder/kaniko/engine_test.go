@@ -1,0 +1,654 @@
+package kaniko_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+
+	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/builder/kaniko"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
+)
+
+func TestMain(m *testing.M) {
+	sandbox.Main()
+	code := m.Run()
+	if executor.dir != "" {
+		os.RemoveAll(executor.dir)
+	}
+	os.Exit(code)
+}
+
+// executor is the program under test, built once.
+var executor struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func executorPath(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("linking kaniko takes a while")
+	}
+	executor.once.Do(func() {
+		if executor.dir, executor.err = os.MkdirTemp("", "executor-"); executor.err != nil {
+			return
+		}
+		if executor.err = os.Chmod(executor.dir, 0o755); executor.err != nil {
+			return
+		}
+		cmd := exec.Command("go", "build", "-o", filepath.Join(executor.dir, "kaniko-executor"), "../../cmd/kaniko-executor")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			executor.err = fmt.Errorf("%w: %s", err, out)
+		}
+	})
+	if executor.err != nil {
+		t.Fatalf("build the executor: %v", executor.err)
+	}
+	return filepath.Join(executor.dir, "kaniko-executor")
+}
+
+// lab is a registry with a base image in it.
+type lab struct {
+	t        *testing.T
+	host     string
+	base     string // reference by digest
+	mode     sandbox.Mode
+	executor string
+	cacheDir string
+	log      *bytes.Buffer
+	requests *requestLog
+}
+
+// requestLog records the requests that a handler got, and can answer instead.
+type requestLog struct {
+	mu     sync.Mutex
+	lines  []string
+	refuse func(r *http.Request) int
+	next   http.Handler
+}
+
+func (l *requestLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	l.mu.Lock()
+	l.lines = append(l.lines, r.Method+" "+r.URL.Path)
+	refuse := l.refuse
+	l.mu.Unlock()
+	if refuse != nil {
+		if code := refuse(r); code != 0 {
+			http.Error(w, "refused by the test", code)
+			return
+		}
+	}
+	l.next.ServeHTTP(w, r)
+}
+
+func newRegistry(t *testing.T) (host string, l *requestLog) {
+	t.Helper()
+	l = &requestLog{next: ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))}
+	srv := httptest.NewServer(l)
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://"), l
+}
+
+func newLab(t *testing.T, mode sandbox.Mode) *lab {
+	t.Helper()
+	l := &lab{t: t, mode: mode, executor: executorPath(t), cacheDir: t.TempDir(), log: &bytes.Buffer{}}
+	p, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: mode, Lower: []string{t.TempDir()}, Binds: []sandbox.Bind{{Source: l.executor, Target: "/x"}}, Argv: []string{"/x", "--help"}})
+	if errors.Is(err, sandbox.ErrForbidden) || errors.Is(err, sandbox.ErrNoOverlay) {
+		t.Skipf("not possible on this machine: %v", err)
+	}
+	if err == nil {
+		err = p.Wait()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.host, l.requests = newRegistry(t)
+	img := baseImage(t)
+	ref, err := name.ParseReference(l.host + "/base/tools:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.base = l.host + "/base/tools@" + digest.String()
+	return l
+}
+
+func (l *lab) engine() *kaniko.Engine {
+	return kaniko.New(kaniko.Options{Executor: l.executor, CacheDir: l.cacheDir, Log: l.log, Mode: l.mode, Attempts: 1, Delay: time.Millisecond})
+}
+
+func (l *lab) build(key, dockerfile string, files fstest.MapFS) (builder.Image, error) {
+	l.t.Helper()
+	repo, err := name.NewRepository(l.host + "/team/app")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.log.Reset()
+	return l.engine().Build(l.t.Context(), builder.Request{
+		Name: "app", Key: key, Repository: repo, Code: builder.Tree{FS: files},
+		Dockerfile: &builder.Dockerfile{FS: fstest.MapFS{"Dockerfile": {Data: []byte(strings.Replace(dockerfile, "FROM BASE", "FROM "+l.base, 1))}}, Path: "Dockerfile"},
+	})
+}
+
+func (l *lab) mustBuild(key, dockerfile string, files fstest.MapFS) (v1.Image, builder.Image) {
+	l.t.Helper()
+	res, err := l.build(key, dockerfile, files)
+	if err != nil {
+		l.t.Fatalf("%v\n%s", err, l.log)
+	}
+	img, err := remote.Image(res.Ref)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := validate.Image(img); err != nil {
+		l.t.Errorf("the pushed image is not valid: %v", err)
+	}
+	return img, res
+}
+
+// newFiles are the files of the layers above the base, by path; the last
+// layer counts.
+func newFiles(t *testing.T, img v1.Image, below int) map[string]*tar.Header {
+	t.Helper()
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]*tar.Header{}
+	for _, l := range layers[below:] {
+		r, err := l.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for tr := tar.NewReader(r); ; {
+			h, err := tr.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.Typeflag == tar.TypeReg {
+				b, err := io.ReadAll(tr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.Linkname = string(b) // so that tests can look at it
+			}
+			all[path.Clean("/"+h.Name)] = h
+		}
+		r.Close()
+	}
+	return all
+}
+
+// tools are programs of this machine that make a base image which can RUN.
+var tools = []string{"dash", "cat", "ls", "id", "mkdir", "touch", "ln", "rm", "env", "chmod", "chown", "stat", "tr", "sleep", "mkfifo"}
+
+// baseImage packs this machine's shell and a few tools, with the libraries
+// that they need.
+func baseImage(t *testing.T) v1.Image {
+	t.Helper()
+	files := map[string]string{} // in the image → here
+	library := regexp.MustCompile(`(/\S+) \(0x`)
+	for _, tool := range tools {
+		p, err := exec.LookPath(tool)
+		if err != nil {
+			t.Skipf("needs %s on this machine to make a base image", tool)
+		}
+		files["usr/bin/"+tool] = p
+		out, err := exec.Command("ldd", p).Output()
+		if err != nil {
+			t.Skipf("needs ldd to find what %s links: %v", tool, err)
+		}
+		for _, m := range library.FindAllSubmatch(out, -1) {
+			files[strings.TrimPrefix(string(m[1]), "/")] = string(m[1])
+		}
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	put := func(h tar.Header, body []byte) {
+		h.Size, h.Format = int64(len(body)), tar.FormatPAX
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dirs := map[string]bool{}
+	for _, f := range slices.Sorted(maps.Keys(files)) {
+		for d := path.Dir(f); d != "."; d = path.Dir(d) {
+			dirs[d] = true
+		}
+	}
+	for _, d := range slices.Sorted(maps.Keys(dirs)) {
+		put(tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: 0o755}, nil)
+	}
+	put(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)
+	put(tar.Header{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o755}, nil)
+	put(tar.Header{Typeflag: tar.TypeDir, Name: "run/", Mode: 0o755}, nil)
+	put(tar.Header{Typeflag: tar.TypeDir, Name: "var/", Mode: 0o755}, nil)
+	put(tar.Header{Typeflag: tar.TypeSymlink, Name: "var/run", Linkname: "../run", Mode: 0o777}, nil)
+	if !dirs["bin"] {
+		put(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin", Linkname: "usr/bin", Mode: 0o777}, nil)
+	}
+	for _, f := range slices.Sorted(maps.Keys(files)) {
+		b, err := os.ReadFile(files[f])
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(tar.Header{Typeflag: tar.TypeReg, Name: f, Mode: 0o755}, b)
+	}
+	put(tar.Header{Typeflag: tar.TypeSymlink, Name: "usr/bin/sh", Linkname: "dash", Mode: 0o777}, nil)
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/root:/bin/sh\nnonroot:x:65532:65532::/home:/bin/sh\n"))
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/doomed", Mode: 0o644}, []byte("x"))
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/shadow", Mode: 0o600}, []byte("secret of the base"))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err = mutate.Config(img, v1.Config{Env: []string{"PATH=/usr/bin:/bin", "FROM_BASE=yes"}, Labels: map[string]string{"base": "label"}, WorkingDir: "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+var modes = []sandbox.Mode{sandbox.Root, sandbox.UserNS}
+
+// each runs f with a lab in each mode that this machine allows.
+func each(t *testing.T, f func(t *testing.T, l *lab)) {
+	for _, m := range modes {
+		t.Run(string(m), func(t *testing.T) {
+			if m == sandbox.Root && os.Geteuid() != 0 {
+				t.Skip("mode root needs root")
+			}
+			f(t, newLab(t, m))
+		})
+	}
+}
+
+func text(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s), Mode: 0o644} }
+
+const appDockerfile = `FROM BASE
+# a comment
+ARG GREETING=hello
+ENV PLACE=/app COLOUR=blue
+WORKDIR $PLACE
+COPY package.txt ./
+COPY src ./src
+RUN echo "$GREETING $COLOUR $FROM_BASE" > out.txt && rm /etc/doomed && mkdir -p /var/run/mine && echo kept > /var/run/mine/file
+RUN ["/usr/bin/touch", "exec-form"]
+LABEL team=a
+EXPOSE 8080
+USER 65532:65532
+CMD ["/usr/bin/cat", "out.txt"]
+`
+
+func appFiles() fstest.MapFS {
+	return fstest.MapFS{
+		"package.txt":     text("1.0"),
+		"src/main.txt":    text("main"),
+		"src/run.sh":      {Data: []byte("#!/bin/sh\n"), Mode: 0o755},
+		"src/中文 名.txt":    text("non-ascii"),
+		"src/secret.pem":  text("ignored"),
+		"unused/file.txt": text("not copied"),
+		".dockerignore":   text("**/*.pem\n"),
+	}
+}
+
+func TestBuild(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		img, res := l.mustBuild("key-1", appDockerfile, appFiles())
+		cfg, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := cfg.Config
+		if c.WorkingDir != "/app" || c.User != "65532:65532" || !slices.Equal(c.Cmd, []string{"/usr/bin/cat", "out.txt"}) || c.Labels["team"] != "a" || c.Labels["base"] != "label" {
+			t.Errorf("configuration %+v", c)
+		}
+		for _, want := range []string{"FROM_BASE=yes", "PLACE=/app", "COLOUR=blue"} {
+			if !slices.Contains(c.Env, want) {
+				t.Errorf("environment %q lacks %s", c.Env, want)
+			}
+		}
+		files := newFiles(t, img, 1)
+		for name, want := range map[string]string{
+			"/app/package.txt": "1.0", "/app/src/main.txt": "main", "/app/src/run.sh": "#!/bin/sh\n", "/app/src/中文 名.txt": "non-ascii",
+			"/app/out.txt": "hello blue yes\n", "/app/exec-form": "", "/etc/.wh.doomed": "", "/run/mine/file": "kept\n",
+		} {
+			h := files[name]
+			if h == nil {
+				t.Errorf("%s is missing", name)
+				continue
+			}
+			if h.Linkname != want || h.Uid != 0 || h.Gid != 0 || h.ModTime.Unix() != 0 {
+				t.Errorf("%s: %q, owner %d:%d, time %v; want %q, 0:0, 0", name, h.Linkname, h.Uid, h.Gid, h.ModTime, want)
+			}
+		}
+		if files["/app/src/run.sh"].Mode != 0o755 || files["/app/src/main.txt"].Mode != 0o644 {
+			t.Errorf("modes %o and %o", files["/app/src/run.sh"].Mode, files["/app/src/main.txt"].Mode)
+		}
+		// Nothing of the sandbox, of the base or of the ignored files.
+		for name := range files {
+			for _, no := range []string{"/kaniko", "/dev", "/proc", "/etc/resolv.conf", "/etc/hosts", "/etc/shadow", "/tmp", "/usr", "/root", "/app/src/secret.pem", "/app/unused"} {
+				if name == no || strings.HasPrefix(name, no+"/") {
+					t.Errorf("%s is in a layer", name)
+				}
+			}
+		}
+		if res.Engine != "kaniko" || res.Reused || res.Sandbox != string(l.mode) || res.Requests == 0 || res.Uploaded == 0 {
+			t.Errorf("result %+v", res)
+		}
+		if len(res.Layers) < 3 || res.Layers[0].Title != "base" || !res.Layers[0].Reused || !strings.HasPrefix(res.Layers[1].Title, "COPY package.txt") && !strings.HasPrefix(res.Layers[1].Title, "WORKDIR") {
+			t.Errorf("layers %+v", res.Layers)
+		}
+		runs(t, l, img)
+
+		// The same key again: one request, nothing built.
+		again, err := l.build("key-1", appDockerfile, appFiles())
+		if err != nil || !again.Reused || again.Ref != res.Ref || again.Uploaded != 0 {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		// The same input under another key: the same image, to the byte.
+		_, other := l.mustBuild("key-2", appDockerfile, appFiles())
+		if other.Ref != res.Ref {
+			t.Errorf("two builds gave %s and %s", res.Ref, other.Ref)
+		}
+	})
+}
+
+// runs starts the image as its configuration says.
+func runs(t *testing.T, l *lab, img v1.Image) {
+	t.Helper()
+	root := t.TempDir()
+	r := mutate.Extract(img)
+	defer r.Close()
+	cmd := exec.CommandContext(t.Context(), "tar", "-x", "--no-same-owner", "-C", root)
+	cmd.Stdin = r
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Skipf("needs tar: %v %s", err, out)
+	}
+	cfg, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	p, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: l.mode, Root: root, UID: 65532, GID: 65532, Argv: cfg.Config.Cmd, Env: cfg.Config.Env, Dir: cfg.Config.WorkingDir, Stdout: &out})
+	if err == nil {
+		err = p.Wait()
+	}
+	if err != nil || out.String() != "hello blue yes\n" {
+		t.Errorf("the image's command: %q, %v", out.String(), err)
+	}
+}
+
+func TestScratch(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		img, res := l.mustBuild("k", "FROM scratch\nCOPY --chmod=755 hello /bin/hello\nADD data/ /data/\nENTRYPOINT [\"/bin/hello\"]\n", fstest.MapFS{"hello": text("binary"), "data/a": text("a")})
+		files := newFiles(t, img, 0)
+		if got := slices.Sorted(maps.Keys(files)); !slices.Equal(got, []string{"/bin", "/bin/hello", "/data", "/data/a"}) {
+			t.Errorf("files %q", got)
+		}
+		if files["/bin/hello"].Mode != 0o755 {
+			t.Errorf("mode %o", files["/bin/hello"].Mode)
+		}
+		cfg, err := img.ConfigFile()
+		if err != nil || !slices.Equal(cfg.Config.Entrypoint, []string{"/bin/hello"}) || cfg.OS != "linux" {
+			t.Errorf("configuration %+v, %v", cfg, err)
+		}
+		if len(res.Layers) != 2 {
+			t.Errorf("layers %+v", res.Layers)
+		}
+	})
+}
+
+func TestFailingRun(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		_, err := l.build("k", "FROM BASE\nRUN echo about to fail >&2 && exit 42\n", nil)
+		var input *builder.InputError
+		if !errors.As(err, &input) || !strings.Contains(err.Error(), "RUN echo about to fail") || !strings.Contains(err.Error(), "exited with code 42") {
+			t.Errorf("got %v", err)
+		}
+		if !strings.Contains(l.log.String(), "about to fail\n") {
+			t.Errorf("the command's output is not in the log:\n%s", l.log)
+		}
+		for _, line := range l.requests.lines {
+			if strings.HasPrefix(line, "PUT /v2/team/app/manifests/") {
+				t.Errorf("something was tagged: %s", line)
+			}
+		}
+	})
+}
+
+// A RUN finds no credentials, no environment and no files of the job, and no
+// process but its own.
+func TestRunSeesNothingOfTheJob(t *testing.T) {
+	t.Setenv("CI_REGISTRY_PASSWORD", "hunter2-password")
+	t.Setenv("CI_JOB_TOKEN", "token-hunter2")
+	home := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", home)
+	if err := os.WriteFile(filepath.Join(home, "config.json"), []byte(`{"auths":{"registry.example":{"auth":"aHVudGVyMjpodW50ZXIy"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	each(t, func(t *testing.T, l *lab) {
+		img, _ := l.mustBuild("k", `FROM BASE
+RUN env > /seen; cat /proc/*/environ | tr '\0' '\n' >> /seen; cat /kaniko/.docker/config.json >> /seen 2>/dev/null; ls -R /kaniko >> /seen; ls -l /proc/self/fd >> /seen; cat `+home+`/config.json >> /seen 2>/dev/null; cat /kaniko/guard /proc/self/status >> /seen; id -u >> /seen
+`, fstest.MapFS{"a": text("a")})
+		seen := newFiles(t, img, 1)["/seen"].Linkname
+		for _, no := range []string{"hunter2", "aHVudGVy", "CI_", "GOPATH", "pipe:", "CapEff:\t000001ff"} {
+			for line := range strings.Lines(seen) {
+				// The three standard descriptors are pipes to the log.
+				if strings.Contains(line, no) && !(no == "pipe:" && regexp.MustCompile(` [0-2] -> pipe:`).MatchString(line)) {
+					t.Errorf("a RUN sees %q in %q", no, line)
+				}
+			}
+		}
+		if !strings.HasSuffix(seen, "\n0\n") {
+			t.Errorf("RUN is not root inside: %q", seen[max(0, len(seen)-20):])
+		}
+	})
+}
+
+// kaniko's cache keys hold no file names: after a rename it would use the old
+// layer.
+func TestRenameIsAnotherBuild(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		cache, err := name.NewRepository(l.host + "/team/cache")
+		if err != nil {
+			t.Fatal(err)
+		}
+		dest, err := name.NewTag(l.host + "/team/app:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		build := func(files fstest.MapFS) (kaniko.Result, string) {
+			t.Helper()
+			res, err := l.engine().BuildTo(t.Context(), kaniko.Source{
+				Dockerfile: []byte("FROM " + l.base + "\nCOPY dir /d\nRUN ls /d > /list\n"), Context: files,
+			}, &cache, []name.Tag{dest})
+			if err != nil {
+				t.Fatalf("%v\n%s", err, l.log)
+			}
+			img, err := remote.Image(dest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d, _ := img.Digest(); d != res.Digest {
+				t.Errorf("the tag is at %s, the result says %s", d, res.Digest)
+			}
+			return res, newFiles(t, img, 1)["/list"].Linkname
+		}
+		first, list := build(fstest.MapFS{"dir/one": text("same")})
+		if first.Reused || list != "one\n" {
+			t.Errorf("first: %+v %q", first, list)
+		}
+		if renamed, list := build(fstest.MapFS{"dir/two": text("same")}); renamed.Reused || list != "two\n" {
+			t.Errorf("renamed: %+v %q", renamed, list)
+		}
+		if again, list := build(fstest.MapFS{"dir/one": text("same")}); !again.Reused || list != "one\n" || again.Digest != first.Digest {
+			t.Errorf("again: %+v %q", again, list)
+		}
+	})
+}
+
+// Rows of the quirk table that come out right; the refused ones are in
+// dockerfile_test.go.
+func TestQuirks(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		img, _ := l.mustBuild("k", `FROM BASE
+WORKDIR /workspace
+COPY dir /data/dir
+RUN echo x > inws.txt; ln /data/dir/a /data/hard; chmod 4755 /data/hard; echo ü > "/data/ünï.txt"; (sleep 1000 &) ; ln -s /etc/shadow /data/link
+COPY over /data/
+RUN mkfifo /tmp/p && rm /tmp/p && rm -r /data/dir/sub
+`, fstest.MapFS{"dir/a": text("a"), "dir/sub/b": text("b"), "dir/rel": {Data: []byte("a"), Mode: os.ModeSymlink | 0o777}, "over/c": text("c")})
+		files := newFiles(t, img, 1)
+		if h := files["/workspace/inws.txt"]; h == nil || h.Linkname != "x\n" {
+			t.Errorf("a file in /workspace: %+v", h)
+		}
+		if h := files["/data/hard"]; h == nil || h.Mode != 0o4755 {
+			t.Errorf("set-user-ID and hard link: %+v", h)
+		}
+		if files["/data/dir/a"].Typeflag != tar.TypeLink && files["/data/hard"].Typeflag != tar.TypeLink {
+			t.Errorf("the hard link became two files")
+		}
+		if h := files["/data/dir/rel"]; h == nil || h.Typeflag != tar.TypeSymlink || h.Linkname != "a" {
+			t.Errorf("link inside: %+v", h)
+		}
+		if h := files["/data/link"]; h == nil || h.Linkname != "/etc/shadow" {
+			t.Errorf("link made by RUN: %+v", h)
+		}
+		if files["/etc/shadow"] != nil {
+			t.Error("the link's target was added to the layer again")
+		}
+		if files["/data/ünï.txt"] == nil || files["/data/c"] == nil {
+			t.Error("a file is missing")
+		}
+		if files["/data/dir/.wh.sub"] == nil {
+			t.Errorf("the removal is missing: %q", slices.Sorted(maps.Keys(files)))
+		}
+	})
+}
+
+// A RUN may write to the folder that the parent reads the result from.
+func TestHostileResult(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		secret := filepath.Join(t.TempDir(), "secret")
+		if err := os.WriteFile(secret, []byte("of the host"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		// A process that outlives its RUN puts links where the result goes.
+		img, err := l.build("k", fmt.Sprintf(`FROM BASE
+RUN ln -s %s /kaniko/out/config.json; ln -s %s /kaniko/out/0.tar; mkfifo /kaniko/out/1.tar; echo done > /ok
+`, secret, secret), nil)
+		t.Logf("%v %v", img.Ref, err)
+		if b, _ := os.ReadFile(secret); string(b) != "of the host" {
+			t.Errorf("a file of the host was overwritten: %q", b)
+		}
+		if err == nil {
+			t.Error("a result through links was accepted")
+		}
+	})
+}
+
+func TestRegistryTroubles(t *testing.T) {
+	host, l := newRegistry(t)
+	repo, err := name.NewRepository(host + "/team/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		code  int
+		check func(err error) bool
+	}{
+		{"down", 503, func(err error) bool {
+			var u *builder.Unavailable
+			return errors.As(err, &u) && u.Attempts == 2 && strings.Contains(err.Error(), host)
+		}},
+		{"denied", 403, func(err error) bool {
+			var t *transport.Error
+			var u *builder.Unavailable
+			return errors.As(err, &t) && !errors.As(err, &u)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l.mu.Lock()
+			l.refuse = func(*http.Request) int { return tt.code }
+			l.mu.Unlock()
+			e := kaniko.New(kaniko.Options{Executor: "/nowhere", Attempts: 2, Delay: time.Millisecond})
+			_, err := e.Build(t.Context(), builder.Request{Key: "k", Repository: repo, Dockerfile: &builder.Dockerfile{FS: fstest.MapFS{"D": text("FROM " + host + "/base:1\n")}, Path: "D"}})
+			if err == nil || !tt.check(err) {
+				t.Errorf("got %T %v", err, err)
+			}
+		})
+	}
+	l.mu.Lock()
+	l.refuse = nil
+	l.mu.Unlock()
+	e := kaniko.New(kaniko.Options{Executor: "/nowhere", Attempts: 1, Delay: time.Millisecond})
+	_, err = e.Build(t.Context(), builder.Request{Key: "k", Repository: repo, Dockerfile: &builder.Dockerfile{FS: fstest.MapFS{"D": text("FROM " + host + "/base:1\n")}, Path: "D"}})
+	var input *builder.InputError
+	if !errors.As(err, &input) || !strings.Contains(err.Error(), "no such image") {
+		t.Errorf("missing base: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := e.Build(ctx, builder.Request{Key: "k", Repository: repo, Dockerfile: &builder.Dockerfile{FS: fstest.MapFS{"D": text("FROM scratch\n")}, Path: "D"}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+var (
+	_ authn.Keychain
+	_ = syscall.SIGTERM
+)

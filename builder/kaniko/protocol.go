@@ -1,0 +1,85 @@
+package kaniko
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Where things are inside the sandbox.
+const (
+	insideDir      = "/kaniko"
+	InsideExecutor = insideDir + "/executor"
+	InsideContext  = insideDir + "/context"
+	// Guard is a file with the order's nonce: the executor unpacks over / and
+	// must never run where it is missing.
+	Guard = insideDir + "/guard"
+	// Out receives what was built: config.json, 0.tar, 1.tar, …, outcome.json.
+	Out = insideDir + "/out"
+	// ChildCommand, as the only argument, tells the executor that it is inside.
+	ChildCommand = "in-sandbox"
+	// OrderFD is the descriptor that the order arrives on.
+	OrderFD = 3
+)
+
+// Order is what the engine tells the executor in the sandbox. It holds no
+// credentials: a RUN can read everything that the executor can.
+type Order struct {
+	Nonce      string
+	Dockerfile []byte
+	Args       []string // KEY=value
+	Target     string
+	// Manifest and Config are those of the base; nil for scratch. Its files
+	// are the root already.
+	Manifest, Config []byte
+	// Platform is os/arch.
+	Platform string
+}
+
+// Outcome is what the executor answers, in Out/outcome.json.
+type Outcome struct {
+	// Layers is how many layers were added to the base.
+	Layers int
+	// Failure is empty when the image was built.
+	Failure string
+	// Command is the instruction that failed, and Code its exit code, when a
+	// command ended otherwise than with 0.
+	Command string
+	Code    int
+}
+
+// ReadOrder checks that this process is the executor of a sandbox and reads
+// its order.
+func ReadOrder() (Order, error) {
+	var o Order
+	if os.Getpid() != 1 {
+		return o, errors.New("refused: this is not process 1 of a sandbox")
+	}
+	guard, err := os.ReadFile(Guard)
+	if err != nil {
+		return o, fmt.Errorf("refused: this is not a sandbox: %w", err)
+	}
+	pipe := os.NewFile(OrderFD, "order")
+	if pipe == nil {
+		return o, errors.New("refused: no order")
+	}
+	defer pipe.Close()
+	if err := json.NewDecoder(pipe).Decode(&o); err != nil {
+		return o, fmt.Errorf("refused: read the order: %w", err)
+	}
+	if o.Nonce == "" || o.Nonce != string(guard) {
+		return o, errors.New("refused: the order is for another sandbox")
+	}
+	return o, nil
+}
+
+// WriteOutcome answers the engine.
+func WriteOutcome(o Outcome) error {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(Out, "outcome.json"), b, 0o644)
+}
