@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/klauspost/compress/zstd"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -87,8 +88,13 @@ func Build(ctx context.Context, checkout fs.FS, r Recipe) (*Package, error) {
 			return nil, err
 		}
 	}
+	z, err := compressor()
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
 	p := &Package{Version: r.Version, objects: map[string][]byte{}}
-	if err := p.describe(ctx, tree, r); err != nil {
+	if err := p.describe(ctx, tree, r, z); err != nil {
 		return nil, err
 	}
 	var m Manifest
@@ -105,16 +111,9 @@ func Build(ctx context.Context, checkout fs.FS, r Recipe) (*Package, error) {
 			return nil, failf(ErrContent, "the files have more than %d bytes", maxTotal)
 		}
 		plain.Write(s.data)
-		blob, err := compress(s.data)
-		if err != nil {
-			return nil, err
-		}
-		p.objects[blobKey(f.SHA256)] = blob
+		p.objects[blobKey(f.SHA256)] = z.EncodeAll(s.data, nil)
 	}
-	pack, err := compress(plain.Bytes())
-	if err != nil {
-		return nil, err
-	}
+	pack := z.EncodeAll(plain.Bytes(), nil)
 	m.Pack = Blob{SHA256: sum(pack), Size: int64(len(pack))}
 	if err := m.Validate(); err != nil {
 		return nil, &failure{ErrContent, errors.New(reason(err))}
@@ -203,7 +202,7 @@ func kind(m fs.FileMode) string {
 }
 
 // describe checks the bundle's own YAML files and fills bundle.yml.
-func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe) error {
+func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe, z *zstd.Encoder) error {
 	var errs []error
 	if s, ok := tree["clusters.yml"]; ok {
 		if _, err := ParseClusters(s.data); err != nil {
@@ -248,7 +247,7 @@ func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe
 		}
 		m.Runner = &Runner{Version: r.Runner.Version, Blobs: map[string]Blob{}}
 		for platform, open := range r.Runner.Files {
-			b, err := p.addRunner(open)
+			b, err := p.addRunner(open, z)
 			if err != nil {
 				return fmt.Errorf("bundle: runner for %s: %w", platform, err)
 			}
@@ -292,7 +291,7 @@ func (p *Package) runner(ctx context.Context, r *RunnerFiles) error {
 }
 
 // addRunner stores a binary in the package.
-func (p *Package) addRunner(open func() (io.ReadCloser, error)) (Blob, error) {
+func (p *Package) addRunner(open func() (io.ReadCloser, error), z *zstd.Encoder) (Blob, error) {
 	f, err := open()
 	if err != nil {
 		return Blob{}, err
@@ -305,12 +304,8 @@ func (p *Package) addRunner(open func() (io.ReadCloser, error)) (Blob, error) {
 	if len(plain) == 0 {
 		return Blob{}, errors.New("the file is empty")
 	}
-	z, err := compress(plain)
-	if err != nil {
-		return Blob{}, err
-	}
 	b := Blob{SHA256: sum(plain), Size: int64(len(plain))}
-	p.objects[binKey(b.SHA256)] = z
+	p.objects[binKey(b.SHA256)] = z.EncodeAll(plain, nil)
 	return b, nil
 }
 

@@ -246,3 +246,13 @@ func slicesOf(m map[string]string) []string {
 	}
 	return s
 }
+
+// compress makes one frame, as a publisher does.
+func compress(plain []byte) ([]byte, error) {
+	z, err := compressor()
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	return z.EncodeAll(plain, nil), nil
+}

@@ -155,16 +155,15 @@ func badPath(p string) string {
 	return ""
 }
 
-// compress makes one zstd frame. The same bytes give the same frame as long
-// as the library's version stays.
-func compress(plain []byte) ([]byte, error) {
+// compressor makes zstd frames. The same bytes give the same frame as long as
+// the library's version stays. Close it: its tables are large.
+func compressor() (*zstd.Encoder, error) {
 	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
 		zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(maxWindow/2))
 	if err != nil {
 		return nil, fmt.Errorf("bundle: compress: %w", err)
 	}
-	defer w.Close()
-	return w.EncodeAll(plain, nil), nil
+	return w, nil
 }
 
 // decompressor reads r with bounded memory.
