@@ -9,6 +9,7 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -37,7 +38,7 @@ func (i Info) Descriptor() v1.Descriptor {
 type Layer struct {
 	info  Info
 	comp  Compressor
-	spool *spool
+	spool *Spool
 }
 
 var _ v1.Layer = (*Layer)(nil)
@@ -47,7 +48,7 @@ func (l *Layer) Info() Info { return l.info }
 
 // Open gives the compressed bytes from the start; each call has its own
 // position. The reader is valid until the layer is closed.
-func (l *Layer) Open() io.ReadSeeker { return l.spool.open() }
+func (l *Layer) Open() io.ReadSeeker { return l.spool.Section(0, l.spool.Len()) }
 
 // Close gives the spool's space back.
 func (l *Layer) Close() error { return l.spool.Close() }
@@ -73,23 +74,32 @@ func (l *Layer) Uncompressed() (io.ReadCloser, error) { return l.comp.reader(l.O
 // inMemory is how many bytes a spool holds before it goes to disk.
 const inMemory = 1 << 20
 
-// spool keeps what is written: a little in memory, more in an unlinked
-// temporary file, whose space the system takes back even after a kill.
-type spool struct {
-	dir string
+// Spool keeps what is written to it: a little in memory, more in an unlinked
+// temporary file, whose space the system takes back even after a kill. The
+// zero value works. Writing is not safe for concurrent use; reading is, once
+// writing has ended.
+type Spool struct {
+	Dir string // for the temporary file; "" is the system's folder
+	// Memory is how many bytes stay in memory; 0 means 1 MiB.
+	Memory int
+
 	buf []byte
 	f   *os.File
 	n   int64
 }
 
-func (s *spool) Write(p []byte) (int, error) {
-	if s.f == nil && len(s.buf)+len(p) <= inMemory {
-		s.buf = append(s.buf, p...)
-		s.n += int64(len(p))
-		return len(p), nil
-	}
+func (s *Spool) Write(p []byte) (int, error) {
 	if s.f == nil {
-		f, err := Temp(s.dir)
+		limit := s.Memory
+		if limit == 0 {
+			limit = inMemory
+		}
+		if len(s.buf)+len(p) <= limit {
+			s.buf = append(s.buf, p...)
+			s.n += int64(len(p))
+			return len(p), nil
+		}
+		f, err := Temp(s.Dir)
 		if err != nil {
 			return 0, err
 		}
@@ -106,21 +116,26 @@ func (s *spool) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (s *spool) flush(p []byte) error {
+func (s *Spool) flush(p []byte) error {
 	if _, err := s.f.Write(p); err != nil {
-		return SpoolError(s.dir, err)
+		return SpoolError(s.Dir, err)
 	}
 	return nil
 }
 
-func (s *spool) open() io.ReadSeeker {
+// Len is the number of bytes written.
+func (s *Spool) Len() int64 { return s.n }
+
+// Section reads n bytes from off on, with a position of its own.
+func (s *Spool) Section(off, n int64) *io.SectionReader {
 	if s.f == nil {
-		return io.NewSectionReader(readerAt(s.buf), 0, s.n)
+		return io.NewSectionReader(readerAt(s.buf), off, n)
 	}
-	return io.NewSectionReader(s.f, 0, s.n)
+	return io.NewSectionReader(s.f, off, n)
 }
 
-func (s *spool) Close() error {
+// Close gives memory and disk back.
+func (s *Spool) Close() error {
 	s.buf = nil
 	if s.f == nil {
 		return nil
@@ -155,11 +170,27 @@ func Temp(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// SpoolError says which folder could not take temporary data. The cause, such
+// TempError is a folder that could not take temporary data. The cause, such
 // as syscall.ENOSPC, is kept for errors.Is.
+type TempError struct {
+	Dir string
+	Err error
+}
+
+func (e *TempError) Error() string {
+	return fmt.Sprintf("layer: write temporary data in %s: %v", e.Dir, e.Err)
+}
+
+func (e *TempError) Unwrap() error { return e.Err }
+
+// SpoolError makes a [*TempError]; "" is the system's folder.
 func SpoolError(dir string, err error) error {
 	if dir == "" {
 		dir = os.TempDir()
 	}
-	return fmt.Errorf("layer: write temporary data in %s: %w", dir, err)
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err // the file has no name worth telling
+	}
+	return &TempError{dir, err}
 }

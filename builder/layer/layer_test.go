@@ -322,7 +322,7 @@ func TestDiskFullIsClear(t *testing.T) {
 	if err != nil {
 		t.Skip("needs /dev/full:", err)
 	}
-	w, err := newWriter(&spool{dir: "/var/tmp/build", f: full}, Gzip)
+	w, err := newWriter(&Spool{Dir: "/var/tmp/build", f: full}, Gzip)
 	if err != nil {
 		t.Fatal(err)
 	}

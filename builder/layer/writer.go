@@ -41,7 +41,7 @@ type Entry struct {
 // parent folders are added with mode 0755 and owner root. Not safe for
 // concurrent use.
 type Writer struct {
-	spool  *spool
+	spool  *Spool
 	comp   Compressor
 	raw    counter
 	cooked counter
@@ -56,10 +56,10 @@ type Writer struct {
 // NewWriter starts a layer. dir holds the temporary file if one is needed; ""
 // is the system's folder.
 func NewWriter(dir string, c Compressor) (*Writer, error) {
-	return newWriter(&spool{dir: dir}, c)
+	return newWriter(&Spool{Dir: dir}, c)
 }
 
-func newWriter(s *spool, c Compressor) (*Writer, error) {
+func newWriter(s *Spool, c Compressor) (*Writer, error) {
 	w := &Writer{spool: s, comp: c, seen: map[string]byte{}}
 	w.raw.h, w.cooked.h = sha256.New(), sha256.New()
 	w.cooked.w = s
@@ -95,6 +95,9 @@ func (c *counter) hash() v1.Hash {
 
 // ErrDuplicate is the cause when a name is added twice.
 var ErrDuplicate = errors.New("the name is there already")
+
+// ErrNotFolder is the cause when something is added below a file or a link.
+var ErrNotFolder = errors.New("what is above it is not a folder")
 
 // ErrChanged is the cause when a file had another size than announced: it was
 // written to while it was read.
@@ -200,7 +203,7 @@ func (w *Writer) parents(name string) error {
 		dir := name[:i]
 		switch t, ok := w.seen[dir]; {
 		case ok && t != tar.TypeDir:
-			return fmt.Errorf("%q is not a folder", dir)
+			return fmt.Errorf("%w: %q", ErrNotFolder, dir)
 		case ok:
 			continue
 		}
