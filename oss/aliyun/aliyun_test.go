@@ -50,6 +50,14 @@ func TestStore(t *testing.T) {
 	}
 }
 
+func TestManyKeys(t *testing.T) {
+	osstest.TestManyKeys(t, func(t *testing.T) oss.Store {
+		c := config(osstest.Serve(t, ossd.Private))
+		c.Prefix = "below/"
+		return open(t, c)
+	})
+}
+
 func TestFaults(t *testing.T) {
 	osstest.TestReaderFaults(t, func(t *testing.T, srv *osstest.Server, n oss.Network) oss.Reader {
 		c := config(srv)

@@ -1,7 +1,6 @@
 package ossd
 
 import (
-	"context"
 	"net/http"
 	"strconv"
 	"sync/atomic"
@@ -101,20 +100,22 @@ func (f Fault) before(r *http.Request) *apiError {
 // answer counts what is sent and damages it as the fault says.
 type answer struct {
 	http.ResponseWriter
-	ctx    context.Context
-	fault  Fault
-	head   bool
-	status int
-	n      int64
-	broken bool // the connection must not be used again
+	server  *Server
+	request *http.Request
+	fault   Fault
+	status  int
+	n       int64 // bytes of body
+	broken  bool  // the connection must not be used again
 }
 
 func (w *answer) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-		if !w.fault.LoseAnswer {
-			w.ResponseWriter.WriteHeader(status)
-		}
+	if w.status != 0 {
+		return
+	}
+	w.status = status
+	if !w.fault.LoseAnswer {
+		w.server.count(w.request.Method+" "+strconv.Itoa(status), 0)
+		w.ResponseWriter.WriteHeader(status)
 	}
 }
 
@@ -133,16 +134,19 @@ func (w *answer) Write(p []byte) (int, error) {
 		p = append([]byte(nil), p...)
 		p[at] ^= 1
 	default:
-		n, _ := w.ResponseWriter.Write(p[:max(at, 0)])
-		w.n += int64(n)
+		n, _ := w.send(p[:max(at, 0)])
 		w.broken = true
 		http.NewResponseController(w.ResponseWriter).Flush()
 		if w.fault.Body == Stall {
-			<-w.ctx.Done()
+			<-w.request.Context().Done()
 		}
 		return n, http.ErrAbortHandler
 	}
-	n, err := w.ResponseWriter.Write(p)
-	w.n += int64(n)
-	return n, err
+	return w.send(p)
+}
+
+func (w *answer) send(p []byte) (int, error) {
+	w.server.count("", len(p))
+	w.n += int64(len(p))
+	return w.ResponseWriter.Write(p)
 }

@@ -30,6 +30,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -71,7 +72,8 @@ type Server struct {
 	Strict bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// Log gets one line for each request; may be nil.
+	// Log gets one line for each request, after its answer; may be nil. It is
+	// called from several goroutines at once.
 	Log func(line string)
 
 	store *store
@@ -224,7 +226,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if f := s.fault.Load(); f != nil {
 		fault = (*f)(r)
 	}
-	w := &answer{ResponseWriter: rw, head: r.Method == http.MethodHead, fault: fault, ctx: r.Context()}
+	w := &answer{ResponseWriter: rw, server: s, request: r, fault: fault}
 	id := randomID(12)
 	w.Header().Set("Server", "AliyunOSS")
 	w.Header().Set("X-Oss-Request-Id", id)
@@ -244,29 +246,38 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 		w.finish()
 	}
-	s.count(r, w, e, dropped, start)
+	if dropped {
+		s.count(r.Method+" dropped", 0)
+	}
+	s.log(w, r, e, dropped, time.Since(start))
 	if dropped || w.broken {
 		panic(http.ErrAbortHandler) // net/http's way to close the connection
 	}
 }
 
-func (s *Server) count(r *http.Request, w *answer, e *apiError, dropped bool, start time.Time) {
-	what := fmt.Sprintf("%s %d", r.Method, w.status)
-	if dropped {
-		what = r.Method + " dropped"
-	}
+// count is called before the client can know: a test that has its answer
+// finds it counted.
+func (s *Server) count(request string, sent int) {
 	s.mu.Lock()
-	s.counts[what]++
-	s.sent += w.n
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if request != "" {
+		s.counts[request]++
+	}
+	s.sent += int64(sent)
+}
+
+func (s *Server) log(w *answer, r *http.Request, e *apiError, dropped bool, took time.Duration) {
 	if s.Log == nil {
 		return
 	}
-	code := "-"
-	if e != nil && e.Code != "" {
-		code = e.Code
+	status := strconv.Itoa(w.status)
+	if dropped {
+		status = "dropped"
 	}
-	s.Log(fmt.Sprintf("%s %q %s %d bytes in %s", what, r.URL.Path, code, w.n, time.Since(start).Round(time.Microsecond)))
+	if e != nil && e.Code != "" {
+		status += " " + e.Code
+	}
+	s.Log(fmt.Sprintf("%s %q %s, %d bytes in %s", r.Method, r.URL.Path, status, w.n, took.Round(time.Microsecond)))
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) *apiError {

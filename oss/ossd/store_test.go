@@ -2,11 +2,13 @@ package ossd
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -320,21 +322,74 @@ func TestErrorOfHead(t *testing.T) {
 
 func TestCountsAndLog(t *testing.T) {
 	s, srv := world(t)
-	var log []string
-	s.Log = func(l string) { log = append(log, l) }
 	s.ResetCounts()
 	b := connect(t, srv.URL, sdk.AuthV4, "id", "secret")
 	contentOf(t, b, "k")
 	contentOf(t, b, "nope")
-	s.SetFault(Always(Fault{Drop: true}))
-	if _, err := b.GetObject("k"); err == nil {
-		t.Error("dropped, and answered")
+	for _, f := range []Fault{{Drop: true}, {LoseAnswer: true}} {
+		s.SetFault(Script(f))
+		if err := b.PutObject("k", strings.NewReader("again")); err == nil {
+			t.Error("dropped, and answered")
+		}
 	}
 	counts := s.Counts()
-	if counts["GET 200"] != 1 || counts["GET 404"] != 1 || counts["GET dropped"] == 0 || s.Sent() < 7 {
+	if counts["GET 200"] != 1 || counts["GET 404"] != 1 || counts["PUT dropped"] != 2 || s.Requests() != 4 || s.Sent() < 7 {
 		t.Errorf("got %v, %d bytes", counts, s.Sent())
 	}
-	if len(log) < 3 || !strings.Contains(log[0], `GET 200 "/bucket/k"`) || strings.Contains(strings.Join(log, ""), "OSS4") {
+	if got := contentOf(t, b, "k"); got != "again" {
+		t.Errorf("the work whose answer was lost: got %q", got)
+	}
+	var log string
+	s.Log = func(l string) { log = l }
+	if serve(s, sign(t, sdk.AuthV4)); !strings.HasPrefix(log, `GET "/bucket/k" 200, 5 bytes in `) {
 		t.Errorf("log: %q", log)
+	}
+	if serve(s, httptest.NewRequest("GET", "/bucket/k?Signature=hush", nil)); !strings.HasPrefix(log, `GET "/bucket/k" 403 AccessDenied, `) {
+		t.Errorf("log: %q", log)
+	}
+}
+
+// TestServe starts the server as programs do, and ends it while a client
+// is connected.
+func TestServe(t *testing.T) {
+	s, _ := world(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, ln) }()
+	b := connect(t, "http://"+ln.Addr().String(), sdk.AuthV4, "id", "secret")
+	if got := contentOf(t, b, "k"); got != "content" {
+		t.Errorf("got %q", got)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("ended with %v", err)
+	}
+	if _, err := b.GetObject("k"); err == nil {
+		t.Error("it still answers")
+	}
+	if err := s.Serve(t.Context(), ln); err == nil {
+		t.Error("served on a closed listener")
+	}
+}
+
+func TestDeleteBucket(t *testing.T) {
+	root := t.TempDir()
+	s, b := reopen(t, root)
+	if err := b.Client.DeleteBucket("bucket"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.PutObject("k", strings.NewReader("x")); code(t, err) != "NoSuchBucket" {
+		t.Errorf("got %v, want NoSuchBucket", err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "bucket")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of the bucket is left (%v)", err)
+	}
+	s.Close()
+	if _, b = reopen(t, root); contentOf(t, b, "k") != "error: NoSuchKey" {
+		t.Error("the bucket made again is not empty")
 	}
 }
