@@ -154,6 +154,7 @@ var (
 	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	secretName   = `[a-z0-9]([-a-z0-9.]*[a-z0-9])?`
 	secretKey    = `[-._A-Za-z0-9]+`
+	refForm      = regexp.MustCompile(`^` + secretName + `/` + secretKey + `$`)
 )
 
 // variableKey checks the name of a variable of the function's process.
@@ -177,7 +178,6 @@ func (f fieldsOf) environment() *spec {
 
 // refs are references to keys of a Secret or ConfigMap.
 func (f fieldsOf) refs(kind string) *spec {
-	form := regexp.MustCompile(`^` + secretName + `/` + secretKey + `$`)
 	ref := object(fmt.Sprintf("%s/key, or a map of %s, key and path", kind, kind),
 		field{name: kind, doc: "Name of the " + kind + ".", spec: matching(`^`+secretName+`$`, "a "+kind+"'s name", "order-bff", 253)},
 		field{name: "key", doc: "Key inside it.", spec: matching(`^`+secretKey+`$`, "a key", "api-token", 253)},
@@ -187,14 +187,14 @@ func (f fieldsOf) refs(kind string) *spec {
 		if n.kind != aText {
 			return nil
 		}
-		if !form.MatchString(n.text) {
+		if !refForm.MatchString(n.text) {
 			return nil
 		}
 		name, key, _ := strings.Cut(n.text, "/")
 		part := func(s string) *node { return &node{kind: aText, text: s, line: n.line, col: n.col} }
 		return &node{kind: aMap, entries: []entry{{kind, n.line, n.col, part(name)}, {"key", n.line, n.col, part(key)}}}
 	}
-	ref.json = map[string]any{"type": "string", "pattern": form.String()}
+	ref.json = map[string]any{"type": "string", "pattern": refForm.String()}
 	m := mapping("a map of NAME: "+kind+"/key", variableKey, ref)
 	m.max = 200
 	return m

@@ -64,11 +64,7 @@ func (m *maker) functions() {
 // merge makes a function's tree: defaults < top-level build and layers <
 // provider < aggregate < function < environment.
 func (m *maker) merge(f *function) {
-	t := m.base()
-	if f.unit != "" {
-		t = m.over(t, m.root.at("aggregation", f.unit).without(members...), join("aggregation", f.unit))
-	}
-	t = m.over(t, f.at.value, join("functions", f.name))
+	t := m.over(m.above(f.unit), f.at.value, join("functions", f.name))
 	t = m.over(t, m.patch("provider"), m.patchLayer("provider"))
 	if f.unit != "" {
 		t = m.over(t, m.patch("aggregation", f.unit).without(members...), join(m.patchLayer("aggregation"), f.unit))
@@ -79,10 +75,31 @@ func (m *maker) merge(f *function) {
 // members are the keys of an aggregate that are not settings.
 var members = []string{"functions", "functionsPattern", "isolation"}
 
-// base is what every function starts from: top-level build, layers, provider.
-func (m *maker) base() *node {
-	t := m.over(nil, m.root.only("build", "layers"), "")
-	return m.over(t, m.root.get("provider"), "provider")
+// above is what every function of a unit starts from: top-level build and
+// layers, provider, the aggregate. Function layers are copied over it.
+func (m *maker) above(unit string) *node {
+	if t := m.starts[unit]; t != nil {
+		return t
+	}
+	var t *node
+	if unit == "" {
+		t = m.over(nil, m.root.only("build", "layers"), "")
+		t = m.over(t, m.root.get("provider"), "provider")
+	} else {
+		t = m.over(m.above(""), m.root.at("aggregation", unit).without(members...), join("aggregation", unit))
+	}
+	m.starts[unit] = t
+	return t
+}
+
+// standard are the tier's defaults for a language.
+func (m *maker) standard(language string) *node {
+	t := m.defaults[language]
+	if t == nil {
+		t = m.std.settings(language)
+		m.defaults[language] = t
+	}
+	return t
 }
 
 // language of a runtime; "" for one that is missing or unknown.
@@ -138,7 +155,7 @@ func buildOf(n *node) Build {
 // tier's limits, and makes the Function.
 func (m *maker) judge(f *function) {
 	language := m.language(f.tree.get("runtime").str())
-	f.tree = f.tree.filledWith(m.std.settings(language))
+	f.tree = f.tree.filledWith(m.standard(language))
 	t, rel := f.tree, func(key string) string { return key }
 	f.Function = Function{
 		Name: f.name, Settings: m.settings(t), Handler: t.get("handler").str(), Source: t.get("source").str(),
@@ -349,16 +366,16 @@ func (m *maker) limits(f *function) {
 	over := func(n *node, rel, value, most string) {
 		m.refuse(n, rel, CodeLimit, fmt.Sprintf("%s is more than tier %s allows", value, m.tier), "use at most "+most)
 	}
-	if q, err := ParseMemory(l.MaxMemory); err == nil && f.Memory.Bytes() > q.Bytes() {
+	if q := m.most.memory; q != "" && f.Memory.Bytes() > m.most.bytes {
 		over(t.get("memory"), "memory", string(f.Memory), string(q))
 	}
-	if q, err := ParseCPU(l.MaxCPU); err == nil && f.CPU.MilliCPU() > q.MilliCPU() {
+	if q := m.most.cpu; q != "" && f.CPU.MilliCPU() > m.most.milli {
 		over(t.get("cpu"), "cpu", string(f.CPU), string(q))
 	}
 	if f.job {
 		return
 	}
-	if d, err := ParseDuration(l.MaxTimeout); err == nil && f.Timeout > d {
+	if d := m.most.timeout; d > 0 && f.Timeout > d {
 		over(t.get("timeout"), "timeout", f.Timeout.String(), d.String())
 	}
 	if l.MaxConcurrency > 0 && f.Concurrency > l.MaxConcurrency {
@@ -404,7 +421,7 @@ func (m *maker) job(f *function) {
 		Parallelism: j.get("parallelism").int(), Completions: j.get("completions").int(), Retries: j.get("retries").int(),
 		Timeout: j.get("timeout").dur(), TTL: j.get("ttl").dur(),
 	}
-	if d, err := ParseDuration(m.limit.MaxJobTimeout); err == nil && f.Job.Timeout > d {
+	if d := m.most.jobTimeout; d > 0 && f.Job.Timeout > d {
 		m.refuse(j.get("timeout"), "job.timeout", CodeLimit, fmt.Sprintf("%s is more than tier %s allows", f.Job.Timeout, m.tier), "use at most "+d.String())
 	}
 	if l := m.limit.MaxParallelism; l > 0 && f.Job.Parallelism > l {

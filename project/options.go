@@ -67,7 +67,8 @@ type Defaults struct {
 	PreviewTTL   string `yaml:"previewTTL" json:"previewTTL,omitempty"`
 }
 
-// Limits bound what a file may ask for. A zero field is no limit.
+// Limits bound what a file may ask for. A zero field means the built-in limit,
+// so that a policy which forgets one does not open it.
 type Limits struct {
 	MaxMemory      string `yaml:"maxMemory" json:"maxMemory,omitempty"`
 	MaxCPU         string `yaml:"maxCPU" json:"maxCPU,omitempty"`

@@ -14,7 +14,7 @@ func Parse(data []byte, o Options) (*Project, error) {
 	if root == nil {
 		return nil, problems.sorted()
 	}
-	m := &maker{o: o, root: root, merging: merging{nulls: map[*node]*null{}}, merged: map[string]*node{}, p: &Project{}}
+	m := &maker{o: o, root: root, merging: merging{nulls: map[*node]*null{}}, merged: map[string]*node{}, starts: map[string]*node{}, defaults: map[string]*node{}, p: &Project{}}
 	m.problems = problems
 	m.check()
 	if len(m.problems) > maxProblems {
@@ -37,17 +37,20 @@ func Parse(data []byte, o Options) (*Project, error) {
 type maker struct {
 	checker
 	merging
-	o       Options
-	root    *node
-	env     *node // the environment's entry, nil without one
-	envPath string
-	tier    Tier
-	std     Defaults
-	limit   Limits
-	fns     []*function
-	p       *Project
-	told    []Notice
-	merged  map[string]*node // sections of the merged file
+	o        Options
+	root     *node
+	env      *node // the environment's entry, nil without one
+	envPath  string
+	tier     Tier
+	std      Defaults
+	limit    Limits
+	fns      []*function
+	p        *Project
+	told     []Notice
+	merged   map[string]*node // sections of the merged file
+	defaults map[string]*node // by language
+	most     bounds
+	starts   map[string]*node // what the functions of a unit start from
 }
 
 // check holds the file against its specs.
@@ -108,6 +111,7 @@ func (m *maker) choose() {
 	}
 	p.Service.Tier = m.tier
 	m.std, m.limit = o.defaultsOf(m.tier), o.limitsOf(m.tier)
+	m.most = m.limit.bounds()
 
 	p.Platform = Platform{Channel: "stable", RuntimeUpdate: "auto"}
 	if v := m.root.at("platform", "channel"); v.has() {

@@ -1,6 +1,12 @@
 package project
 
-import "strconv"
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+)
 
 // DefaultPolicy is what applies where the bundle's policy says nothing.
 func DefaultPolicy() Policy {
@@ -15,7 +21,7 @@ func DefaultPolicy() Policy {
 	}
 	core := common
 	core.MinScale, core.Strategy = 2, "canary"
-	limits := Limits{MaxMemory: "16Gi", MaxCPU: "8", MaxTimeout: "1h", MaxJobTimeout: "1d", MaxScale: 200, MaxParallelism: 200, MaxFunctions: 500}
+	limits := Limits{MaxMemory: "16Gi", MaxCPU: "8", MaxTimeout: "1h", MaxJobTimeout: "1d", MaxScale: 200, MaxParallelism: 200, MaxFunctions: 2000}
 	small, strict := limits, limits
 	small.MaxMemory, small.MaxCPU, small.MaxScale = "4Gi", "2", 20
 	strict.MinScale = 2
@@ -30,16 +36,6 @@ func DefaultPolicy() Policy {
 func (o Options) defaultsOf(t Tier) Defaults {
 	d := DefaultPolicy().Tiers[t].Defaults
 	p := o.Policy.Tiers[t].Defaults
-	set := func(to *string, from string) {
-		if from != "" {
-			*to = from
-		}
-	}
-	setInt := func(to *int, from int) {
-		if from != 0 {
-			*to = from
-		}
-	}
 	set(&d.CPU, p.CPU)
 	set(&d.Timeout, p.Timeout)
 	set(&d.InitTimeout, p.InitTimeout)
@@ -48,9 +44,9 @@ func (o Options) defaultsOf(t Tier) Defaults {
 	set(&d.ReadyTimeout, p.ReadyTimeout)
 	set(&d.KeepWarm, p.KeepWarm)
 	set(&d.PreviewTTL, p.PreviewTTL)
-	setInt(&d.MinScale, p.MinScale)
-	setInt(&d.MaxScale, p.MaxScale)
-	setInt(&d.Keep, p.Keep)
+	set(&d.MinScale, p.MinScale)
+	set(&d.MaxScale, p.MaxScale)
+	set(&d.Keep, p.Keep)
 	for k, v := range p.Memory {
 		d.Memory[k] = v
 	}
@@ -63,12 +59,94 @@ func (o Options) defaultsOf(t Tier) Defaults {
 	return d
 }
 
-// limitsOf are the tier's limits. A policy that names the tier says all of them.
+// limitsOf are the tier's limits: the policy's, over the built-in ones.
 func (o Options) limitsOf(t Tier) Limits {
-	if p, ok := o.Policy.Tiers[t]; ok {
-		return p.Limits
+	l := DefaultPolicy().Tiers[t].Limits
+	p := o.Policy.Tiers[t].Limits
+	for _, v := range []struct {
+		to   *string
+		from string
+		is   func(string) error
+	}{
+		{&l.MaxMemory, p.MaxMemory, isMemory}, {&l.MaxCPU, p.MaxCPU, isCPU},
+		{&l.MaxTimeout, p.MaxTimeout, isSpan}, {&l.MaxJobTimeout, p.MaxJobTimeout, isSpan},
+	} {
+		if v.is(v.from) == nil {
+			*v.to = v.from // a malformed limit must not open what it limits
+		}
 	}
-	return DefaultPolicy().Tiers[t].Limits
+	set(&l.MaxConcurrency, p.MaxConcurrency)
+	set(&l.MinScale, p.MinScale)
+	set(&l.MaxScale, p.MaxScale)
+	set(&l.MaxParallelism, p.MaxParallelism)
+	set(&l.MaxFunctions, p.MaxFunctions)
+	if len(p.Strategies) > 0 {
+		l.Strategies = p.Strategies
+	}
+	return l
+}
+
+// bounds are limits read once.
+type bounds struct {
+	memory, cpu         Quantity
+	bytes, milli        int64
+	timeout, jobTimeout Duration
+}
+
+func (l Limits) bounds() bounds {
+	var b bounds
+	b.memory, _ = ParseMemory(l.MaxMemory)
+	b.cpu, _ = ParseCPU(l.MaxCPU)
+	b.bytes, b.milli = b.memory.Bytes(), b.cpu.MilliCPU()
+	b.timeout, _ = ParseDuration(l.MaxTimeout)
+	b.jobTimeout, _ = ParseDuration(l.MaxJobTimeout)
+	return b
+}
+
+// Validate finds what a policy says that faas.yml could not: the check for
+// whoever publishes one.
+func (p Policy) Validate() error {
+	var bad []error
+	for _, t := range slices.Sorted(maps.Keys(p.Tiers)) {
+		check := func(field, value string, parse func(string) error) {
+			if value == "" {
+				return
+			}
+			if err := parse(value); err != nil {
+				bad = append(bad, fmt.Errorf("policy: tiers.%s.%s: %w", t, field, err))
+			}
+		}
+		d, l := p.Tiers[t].Defaults, p.Tiers[t].Limits
+		if t.Rank() == 0 {
+			bad = append(bad, fmt.Errorf("policy: tiers.%s: there is no such tier", t))
+		}
+		for _, language := range slices.Sorted(maps.Keys(d.Memory)) {
+			check("defaults.memory."+language, d.Memory[language], isMemory)
+		}
+		check("defaults.cpu", d.CPU, isCPU)
+		check("defaults.timeout", d.Timeout, isSpan)
+		check("defaults.initTimeout", d.InitTimeout, isSpan)
+		check("defaults.readyTimeout", d.ReadyTimeout, isSpan)
+		check("defaults.keepWarm", d.KeepWarm, isSpan)
+		check("defaults.previewTTL", d.PreviewTTL, isSpan)
+		check("limits.maxMemory", l.MaxMemory, isMemory)
+		check("limits.maxCPU", l.MaxCPU, isCPU)
+		check("limits.maxTimeout", l.MaxTimeout, isSpan)
+		check("limits.maxJobTimeout", l.MaxJobTimeout, isSpan)
+	}
+	return errors.Join(bad...)
+}
+
+func isMemory(s string) error { _, err := ParseMemory(s); return err }
+func isCPU(s string) error    { _, err := ParseCPU(s); return err }
+func isSpan(s string) error   { _, err := ParseDuration(s); return err }
+
+// set replaces what is built in, where the policy says something.
+func set[T comparable](to *T, from T) {
+	var zero T
+	if from != zero {
+		*to = from
+	}
 }
 
 // defaultLayer names the origin of what the platform filled in.

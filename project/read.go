@@ -192,7 +192,7 @@ func explain(said string, last rune) (why, next string) {
 		return fmt.Sprintf("text can't start with %q", last), "put it in quotes"
 	case has("mapping values are not allowed"):
 		return `a ":" stands where no key can be`, `indent the line like its neighbours, or put text that contains ": " in quotes`
-	case has("expected ',' or '}'"), has("expected ',' or ']'"):
+	case has("expected node content"), has("expected ',' or '}'"), has("expected ',' or ']'"):
 		return unclosed, `close it, and put text that contains , [ ] { } in quotes: "/detail/[id]"`
 	case has("did not find expected key"), has("'-' indicator"), has("block collection entries"), has("block sequence entries"):
 		return "the indentation fits neither the line above nor an outer block", "indent keys that belong together by the same number of spaces"

@@ -8,7 +8,7 @@ import (
 // rest reads what is not about functions, then puts the Project together.
 func (m *maker) rest() {
 	p, root := m.p, m.root
-	base := m.base().filledWith(m.std.settings(m.language(root.at("provider", "runtime").str())))
+	base := m.above("").filledWith(m.standard(m.language(root.at("provider", "runtime").str())))
 	provider := m.over(base, m.patch("provider"), m.patchLayer("provider"))
 	p.Provider = m.settings(provider)
 	p.Layers, p.Build = root.get("layers").strs(), buildOf(base.get("build"))

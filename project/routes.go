@@ -167,7 +167,7 @@ func (m *maker) http(f *function, n *node, path string, defaults *node, taken ma
 	}
 	if v := n.get("timeout"); v.has() {
 		r.Timeout = v.dur()
-		if d, err := ParseDuration(m.limit.MaxTimeout); err == nil && r.Timeout > d {
+		if d := m.most.timeout; d > 0 && r.Timeout > d {
 			m.at(v, path+".timeout", CodeLimit, fmt.Sprintf("%s is more than tier %s allows", r.Timeout, m.tier), "use at most "+d.String())
 		}
 	}

@@ -147,8 +147,11 @@ func cpu() *spec {
 
 // matching is text of a form; what names it, and example shows it.
 func matching(pattern, what, example string, most int) *spec {
-	re := regexp.MustCompile(pattern)
+	var re *regexp.Regexp // most files use few of the specs
 	return &spec{is: aText, say: what, scalar: func(s string) (string, fault) {
+		if re == nil {
+			re = regexp.MustCompile(pattern)
+		}
 		if !re.MatchString(s) {
 			return "", fault{CodeValue, fmt.Sprintf("%s is not %s", quote(s), what), "write it like " + example}
 		}

@@ -228,13 +228,7 @@ var unitSettings = []string{
 // agree is the unit's own tree: what all members have alike. A member that
 // wants something else for itself can't live in the unit.
 func (m *maker) agree(a *aggregate) *node {
-	t := m.base()
-	var own *node
-	if a.entry != nil {
-		own = a.entry.value.without(members...)
-	}
-	t = m.over(t, own, join("aggregation", a.name))
-	t = m.over(t, m.patch("provider"), m.patchLayer("provider"))
+	t := m.over(m.above(a.name), m.patch("provider"), m.patchLayer("provider"))
 	t = m.over(t, m.patch("aggregation", a.name).without(members...), join(m.patchLayer("aggregation"), a.name))
 
 	for _, key := range unitSettings {
@@ -341,7 +335,7 @@ func (m *maker) differ(a *aggregate, f *function, key string, unit, own *node, r
 // aggregateUnit makes the unit once its members are judged.
 func (m *maker) aggregateUnit(a *aggregate, t *node) Unit {
 	language := m.language(t.get("runtime").str())
-	t = t.filledWith(m.std.settings(language))
+	t = t.filledWith(m.standard(language))
 	u := Unit{Name: a.name, Settings: m.settings(t), Isolation: "shared", Aggregate: true}
 	if a.entry != nil {
 		if v := a.entry.value.get("isolation"); v.has() {
