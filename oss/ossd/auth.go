@@ -103,7 +103,9 @@ func (s *Server) key(c *call, id string) (*Key, *apiError) {
 // mismatch repeats what we signed, as the service does: it is how people find
 // out what their client did otherwise.
 func mismatch(signed string) *apiError {
-	return fail(403, "SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method. StringToSign: "+strconv.Quote(signed))
+	e := fail(403, "SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.")
+	e.StringToSign = signed
+	return e
 }
 
 // fresh checks the time of a request that is signed in its header.

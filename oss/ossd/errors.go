@@ -12,6 +12,7 @@ type apiError struct {
 	Status        int
 	Code, Message string
 	Header        http.Header // sent along; may be nil
+	StringToSign  string      // what we signed, for a signature that differs
 }
 
 func fail(status int, code, message string) *apiError {
@@ -67,8 +68,9 @@ func (e *apiError) write(w http.ResponseWriter, r *http.Request, requestID strin
 	type body struct {
 		XMLName                              xml.Name `xml:"Error"`
 		Code, Message, RequestId, HostId, EC string
+		StringToSign                         string `xml:",omitempty"`
 	}
-	raw, err := xml.Marshal(body{Code: e.Code, Message: e.Message, RequestId: requestID, HostId: r.Host, EC: detail(e.Code)})
+	raw, err := xml.Marshal(body{Code: e.Code, Message: e.Message, RequestId: requestID, HostId: r.Host, EC: detail(e.Code), StringToSign: e.StringToSign})
 	if err != nil {
 		w.WriteHeader(e.Status)
 		return
