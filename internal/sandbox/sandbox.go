@@ -90,8 +90,9 @@ type Spec struct {
 	KeepCapabilities bool
 	// AsInit makes the command itself process 1 instead of a child of our
 	// small init: it must reap orphans and handle signals.
-	AsInit         bool
-	Stdin          io.Reader
+	AsInit bool
+	Stdin  io.Reader
+	// Stdout and Stderr may be the same Writer: then lines keep their order.
 	Stdout, Stderr io.Writer
 	ExtraFiles     []*os.File // descriptors 3 and up inside
 	Hostname       string     // "" is "sandbox"

@@ -614,6 +614,25 @@ func write(t *testing.T, name, text string) {
 	}
 }
 
+func TestOneWriterKeepsTheOrder(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		var both bytes.Buffer
+		p, err := sandbox.Start(t.Context(), sandbox.Spec{
+			Mode: m, Root: hostTools(t), Binds: toolBinds, Argv: []string{"/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo $i; echo $i >&2; done"},
+			Stdout: &both, Stderr: &both,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.Fields(both.String()), strings.Fields("1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8"); !slices.Equal(got, want) {
+			t.Errorf("output %q, want %q", got, want)
+		}
+	})
+}
+
 func ExampleStart() {
 	p, err := sandbox.Start(context.Background(), sandbox.Spec{
 		Root: "/srv/rootfs", UID: 65532, GID: 65532,

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -168,6 +169,9 @@ func start(ctx context.Context, s Spec, probe bool) (_ *Process, err error) {
 	p.cmd.Stdin, p.cmd.Stdout = s.Stdin, s.Stdout
 	if s.Stderr != nil {
 		p.cmd.Stderr = io.MultiWriter(s.Stderr, p.tail)
+		if sameWriter(s.Stdout, s.Stderr) {
+			p.cmd.Stdout = p.cmd.Stderr // one pipe: what was written first stays first
+		}
 	} else {
 		p.cmd.Stderr = p.tail
 	}
@@ -210,6 +214,11 @@ func start(ctx context.Context, s Spec, probe bool) (_ *Process, err error) {
 		return nil, p.explain(*f)
 	}
 	return nil, fmt.Errorf("sandbox: hand over the order: %w", sendErr)
+}
+
+// sameWriter reports whether both outputs go to one place.
+func sameWriter(a, b io.Writer) bool {
+	return a != nil && b != nil && reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
 }
 
 // attributes are the namespaces for s.
