@@ -20,7 +20,8 @@ import (
 
 // Recipe is what [Build] makes a bundle of, beside the checkout.
 type Recipe struct {
-	// Version is the bundle's version, for people.
+	// Version is the bundle's version, for people. Empty: what the checkout's
+	// bundle.yml says, else one made of the content's sum.
 	Version string
 	// Runtimes fills runtimes.<name>.base and .build in bundle.yml, where the
 	// checkout leaves them open because every installation has its own images.
@@ -93,7 +94,7 @@ func Build(ctx context.Context, checkout fs.FS, r Recipe) (*Package, error) {
 		return nil, err
 	}
 	defer z.Close()
-	p := &Package{Version: r.Version, objects: map[string][]byte{}}
+	p := &Package{objects: map[string][]byte{}}
 	if err := p.describe(ctx, tree, r, z); err != nil {
 		return nil, err
 	}
@@ -218,15 +219,21 @@ func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe
 	if !ok {
 		return errors.Join(append(errs, failf(ErrContent, "platform/bundle.yml: %w", fs.ErrNotExist))...)
 	}
-	if r.Version == "" || !printable(r.Version) {
-		return failf(ErrContent, "a bundle needs a version")
-	}
 	var m Meta
 	doc := decodeYAML("bundle.yml", s.data, &m)
 	if err := doc.err(); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	m.Version = r.Version
+	switch {
+	case r.Version != "":
+		m.Version = r.Version
+	case m.Version == "":
+		m.Version = "dev-" + contentSum(tree, r)[:12]
+	}
+	if !printable(m.Version) {
+		return failf(ErrContent, "version %q has characters that are no text", m.Version)
+	}
+	p.Version = m.Version
 	for name, images := range r.Runtimes {
 		rt, ok := m.Runtimes[name]
 		if !ok {
@@ -274,6 +281,18 @@ func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe
 	}
 	tree["bundle.yml"] = source{data: out, from: s.from}
 	return nil
+}
+
+// contentSum names a checkout that has no version.
+func contentSum(tree map[string]source, r Recipe) string {
+	h := newHash(io.Discard)
+	for _, name := range slices.Sorted(maps.Keys(tree)) {
+		fmt.Fprintf(h, "%q %s %t\n", name, sum(tree[name].data), tree[name].exec)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Runtimes)) {
+		fmt.Fprintf(h, "%q %q\n", name, r.Runtimes[name])
+	}
+	return h.sum()
 }
 
 var platformName = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9]+$`)

@@ -80,6 +80,18 @@ func TestBuildIsDeterministic(t *testing.T) {
 	if digests[0] != digests[1] || digests[0] != p.Digest {
 		t.Errorf("digests differ: %v %s", digests, p.Digest)
 	}
+	// Without a version, the content is one.
+	a, err := Build(t.Context(), checkout(), recipe(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Build(t.Context(), checkout("platform/scripts/hello.sh", "other"), recipe(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(a.Version, "dev-") || a.Version == b.Version {
+		t.Errorf("versions of content: %s, %s", a.Version, b.Version)
+	}
 	if other, _ := Build(t.Context(), checkout(), recipe("1.0.1")); other.Digest == p.Digest {
 		t.Error("another version has the same digest")
 	}
@@ -110,7 +122,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"file and folder", checkout("platform/ci-templates", "x"), recipe("1"), `"ci-templates" is a file and a folder`},
 		{"strange name", checkout("platform/a:b", "x"), recipe("1"), "not allowed"},
 		{"no bundle.yml", with(func(f fstest.MapFS) { delete(f, "platform/bundle.yml") }), recipe("1"), "platform/bundle.yml: file does not exist"},
-		{"no version", checkout(), Recipe{}, "needs a version"},
+		{"version", checkout(), recipe("1\x1b"), "no text"},
 		{"unknown key", checkout("platform/bundle.yml", bundleYML+"urgnt: true\n"), recipe("1"), `bundle.yml: line 5, column 1: urgnt: unknown key; did you mean "urgent"?`},
 		{"unknown key in clusters.yml", checkout("platform/clusters.yml", "version: 1\nclusters:\n  a: {kind: local, domian: x}\n"), recipe("1"), `clusters.yml: line 3, column 20: clusters.a.domian: unknown key; did you mean "domain"?`},
 		{"unknown key in policy.yml", checkout("platform/policy.yml", "version: 1\nlimits: {}\n"), recipe("1"), "policy.yml: line 2, column 1: limits: unknown key; known: bases, hosts, namespaces, services, tiers, version"},

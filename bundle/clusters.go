@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,7 +52,8 @@ type Cluster struct {
 	// Context is the kubeconfig context, such as GitLab's agent puts there;
 	// empty means the current one. Knative only.
 	Context string `yaml:"context,omitempty"`
-	// Endpoint is the local target's HTTP address, host:port. Local only.
+	// Endpoint is the local target's control socket, an absolute path. Local
+	// only.
 	Endpoint string `yaml:"endpoint,omitempty"`
 	// Domain is what units' host names end with.
 	Domain string `yaml:"domain,omitempty"`
@@ -79,7 +81,6 @@ var (
 	dnsLabel    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	dnsName     = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 	registryRef = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*$`)
-	hostPort    = regexp.MustCompile(`^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$`)
 	featureName = regexp.MustCompile(`^[a-z][a-zA-Z0-9-]{0,62}$`)
 	placeholder = regexp.MustCompile(`\{[^}]*\}`)
 )
@@ -131,8 +132,8 @@ func (c Cluster) check(d *yamlDoc, name string) {
 		if c.Context != "" {
 			d.badf(at("context"), "only a knative cluster has one")
 		}
-		if c.Endpoint != "" && !hostPort.MatchString(c.Endpoint) {
-			d.badf(at("endpoint"), "%q is not host:port", c.Endpoint)
+		if c.Endpoint != "" && !path.IsAbs(c.Endpoint) {
+			d.badf(at("endpoint"), "%q is not the absolute path of a local target's control socket", c.Endpoint)
 		}
 	default:
 		d.badf(at("kind"), "%q is not one of: knative, local", c.Kind)

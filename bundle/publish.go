@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -319,6 +321,9 @@ func current(ctx context.Context, r oss.Reader, rs roots, org, name string) (*do
 		if e != nil {
 			return nil, false, e
 		}
+		if rs, e = followTo(ctx, r, rs, claimOf(raw).Root); e != nil {
+			return nil, false, e
+		}
 		next, e := openChannel(raw, rs, org, name)
 		if e != nil {
 			return nil, false, e
@@ -344,6 +349,57 @@ func Repair(ctx context.Context, s oss.Store, root Root, org, name string) (Chan
 		err = point(ctx, s, org, name, d.Seq, d.raw)
 	}
 	return d.Channel, err
+}
+
+// NewestRoot follows root's signed successors in the store to the end, as a
+// publisher must: its documents name the newest key set.
+func NewestRoot(ctx context.Context, r oss.Reader, root Root) (Root, error) {
+	rs := roots{Root: root}
+	for range maxRoots {
+		raw, _, err := fetch(ctx, r, rootKey(rs.N+1), "", maxEnvelope)
+		if errors.Is(err, oss.ErrNotFound) {
+			return rs.Root, nil
+		}
+		if err != nil {
+			return Root{}, err
+		}
+		if rs, err = rs.extend([][]byte{raw}); err != nil {
+			return Root{}, err
+		}
+	}
+	return Root{}, failf(ErrUntrusted, "chain of more than %d key sets", maxRoots)
+}
+
+// MaySign says whether the keys together reach the threshold for channel
+// documents.
+func (r Root) MaySign(keys ...ed25519.PrivateKey) error {
+	good := map[string]bool{}
+	for _, k := range keys {
+		id := KeyID(k.Public().(ed25519.PublicKey))
+		if !slices.Contains(r.Roles.Channel.Keys, id) {
+			return failf(ErrContent, "key %s may not sign channel documents of key set %d", id, r.N)
+		}
+		good[id] = true
+	}
+	if len(good) < r.Roles.Channel.Threshold {
+		return failf(ErrContent, "%d of %d needed keys given", len(good), r.Roles.Channel.Threshold)
+	}
+	return nil
+}
+
+// ReadRoot reads a key set from a file, as `faasctl bundle keygen` writes it.
+func ReadRoot(path string) (Root, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return Root{}, fmt.Errorf("bundle: key set: %w", err)
+	}
+	var r Root
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return Root{}, failf(ErrContent, "key set %s: %w", path, err)
+	}
+	return r, r.Validate()
 }
 
 // PublishRoot stores the successor of a key set, signed by keys of both.

@@ -151,6 +151,19 @@ func TestRootRotation(t *testing.T) {
 	if err := PublishRoot(t.Context(), l.store, r2, r3, testKey(2), testKey(3)); err != nil {
 		t.Fatal(err)
 	}
+	if err := r3.MaySign(testKey(3)); err != nil {
+		t.Error(err)
+	}
+	if r3.MaySign(testKey(1)) == nil || r3.MaySign() == nil {
+		t.Error("any key may sign")
+	}
+	if r, err := NewestRoot(t.Context(), l.store, old); err != nil || r.N != 3 {
+		t.Errorf("newest: %+v %v", r, err)
+	}
+	// The channel's document is still the old keys'; publishers can read it.
+	if c, _, err := Current(t.Context(), l.store, old, "acme", "stable"); err != nil || c.Seq != 1 {
+		t.Errorf("after rotation: %+v %v", c, err)
+	}
 	l.last.Root, l.key = 3, testKey(3)
 	l.now = l.now.Add(time.Hour)
 	id := l.publish("2.0.0", 100, "platform/scripts/new.sh", "x")

@@ -76,7 +76,7 @@ func TestParseClustersRefuses(t *testing.T) {
 		cluster("domain: x"):                           "clusters.a.kind",
 		cluster("kind: local, context: x"):             "only a knative cluster",
 		cluster("kind: knative, endpoint: x"):          "only a local cluster",
-		cluster("kind: local, endpoint: x"):            "not host:port",
+		cluster("kind: local, endpoint: x"):            "not the absolute path of a local target's control socket",
 		cluster("kind: local, domain: -x"):             "not a domain name",
 		cluster("kind: local, registry: 'https://x'"):  "not host[:port][/path]",
 		cluster("kind: local, namespace: '{team}'"):    "unknown {team}",
@@ -90,7 +90,7 @@ func TestParseClustersRefuses(t *testing.T) {
 		cluster("kind: local, domain: null"):           "want text",
 		cluster("kind: [local]"):                       "want text",
 		"version: 1\nclusters: {a: {kind: local}\n":    "line",
-		"\tx: 1": "line",
+		"\tx: 1": "cannot start",
 		"version: 1\nclusters: {a: {kind: \"\\u0007\"}}\n": "want text",
 		strings.Repeat("#", maxYAML+1):                     "larger than",
 	} {
