@@ -24,7 +24,6 @@ import (
 	"testing/fstest"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -53,8 +52,12 @@ func TestMain(m *testing.M) {
 var executor struct {
 	once sync.Once
 	dir  string
+	path string
 	err  error
 }
+
+// givenExecutor, in the environment, is an executor built already.
+const givenExecutor = "KUROKO_TEST_EXECUTOR"
 
 func executorPath(t *testing.T) string {
 	t.Helper()
@@ -62,13 +65,17 @@ func executorPath(t *testing.T) string {
 		t.Skip("linking kaniko takes a while")
 	}
 	executor.once.Do(func() {
+		if executor.path = os.Getenv(givenExecutor); executor.path != "" {
+			return
+		}
 		if executor.dir, executor.err = os.MkdirTemp("", "executor-"); executor.err != nil {
 			return
 		}
 		if executor.err = os.Chmod(executor.dir, 0o755); executor.err != nil {
 			return
 		}
-		cmd := exec.Command("go", "build", "-o", filepath.Join(executor.dir, "kaniko-executor"), "../../cmd/kaniko-executor")
+		executor.path = filepath.Join(executor.dir, "kaniko-executor")
+		cmd := exec.Command("go", "build", "-o", executor.path, "../../cmd/kaniko-executor")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			executor.err = fmt.Errorf("%w: %s", err, out)
@@ -77,7 +84,7 @@ func executorPath(t *testing.T) string {
 	if executor.err != nil {
 		t.Fatalf("build the executor: %v", executor.err)
 	}
-	return filepath.Join(executor.dir, "kaniko-executor")
+	return executor.path
 }
 
 // lab is a registry with a base image in it.
@@ -431,6 +438,30 @@ func runs(t *testing.T, l *lab, img v1.Image) {
 	}
 }
 
+// TestUnprivileged builds once more as an ordinary user, as a job container
+// without root does.
+func TestUnprivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to become another user; the other tests run as this user already")
+	}
+	path := executorPath(t)
+	tmp := t.TempDir()
+	for _, dir := range []string{tmp, filepath.Dir(tmp)} {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^(TestBuild|TestScratch)$", "-test.v")
+	cmd.Env = []string{"TMPDIR=" + tmp, "PATH=" + os.Getenv("PATH"), givenExecutor + "=" + path}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestScratch(t *testing.T) {
 	each(t, func(t *testing.T, l *lab) {
 		img, res := l.mustBuild("k", "FROM scratch\nCOPY --chmod=755 hello /bin/hello\nADD data/ /data/\nENTRYPOINT [\"/bin/hello\"]\n", fstest.MapFS{"hello": text("binary"), "data/a": text("a")})
@@ -647,8 +678,3 @@ func TestRegistryTroubles(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
-
-var (
-	_ authn.Keychain
-	_ = syscall.SIGTERM
-)

@@ -1,0 +1,154 @@
+package kaniko_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kuroko-faas/kuroko/builder/kaniko"
+)
+
+// Every row is something that kaniko would do quietly in another way than its
+// author expects, or that can't work here. The message names line and reason.
+func TestRefused(t *testing.T) {
+	tests := []struct {
+		name, dockerfile string
+		want             []string // beginnings of the problems
+	}{
+		{"copy leaves the context", "FROM scratch\nCOPY ../.docker/config.json /x\n", []string{"line 2: COPY ../.docker/config.json leaves the build context"}},
+		{"copy leaves by a detour", "FROM scratch\nCOPY a/../../x /x\n", []string{"line 2: COPY a/../../x leaves"}},
+		{"absolute with dots", "FROM scratch\nADD /../x /x\n", []string{"line 2: ADD /../x leaves"}},
+		{"copy through a link", "FROM scratch\nCOPY evil/kaniko/.docker/config.json /x\n", []string{"line 2: COPY evil/kaniko/.docker/config.json leaves the build context through a symbolic link"}},
+		{"copy through a relative link", "FROM scratch\nCOPY up/etc/passwd /x\n", []string{"line 2: COPY up/etc/passwd leaves the build context through a symbolic link"}},
+		{"a link as source", "FROM scratch\nCOPY dir/rel /x\n", []string{"line 2: COPY dir/rel is a symbolic link"}},
+		{"a pattern that finds a link", "FROM scratch\nCOPY ev* /x\n", []string{"line 2: COPY evil is a symbolic link"}},
+		{"a folder with a link out of it", "FROM scratch\nCOPY bad /x\n", []string{"line 2: COPY bad: the symbolic link bad/abs -> /etc/shadow leaves", "line 2: COPY bad: the symbolic link bad/rel -> ../../etc leaves"}},
+		{"missing source", "FROM scratch\n\nCOPY missing.txt /x\nCOPY *.none /x\n", []string{"line 3: COPY missing.txt: not in the build context", "line 4: COPY *.none: no file matches"}},
+		{"run with mounts", "FROM scratch\nRUN --mount=type=secret,id=t cat /run/secrets/t\nRUN --mount=type=cache,target=/c true\n", []string{"line 2: RUN --mount is not possible here", "line 3: RUN --mount"}},
+		{"run with network", "FROM scratch\nRUN --network=none true\n", []string{"line 2: RUN --network"}},
+		{"run here-document", "FROM scratch\nRUN <<EOF\necho hi\nEOF\n", []string{"line 2: RUN with a here-document"}},
+		{"copy here-document", "FROM scratch\nCOPY <<EOF /x\nhi\nEOF\n", []string{"line 2: COPY with a here-document"}},
+		{"add from the network", "FROM scratch\nADD https://example.com/x.tar /x\nADD git@example.com:a/b.git /y\nADD HTTP://example.com/z /z\n", []string{"line 2: ADD https://example.com/x.tar: fetching", "line 3: ADD git@", "line 4: ADD HTTP:"}},
+		{"copy options that are ignored", "FROM scratch\nCOPY --link dir/a /x\nADD --checksum=sha256:24454f830cdb571e2c4ad15481119c43b3cafd48dd869a9b2945d1036d1dc68d dir/a /x\n", []string{"line 2: COPY --link", "line 3: ADD --keep-git-dir and --checksum"}},
+		{"owner of new parents", "FROM scratch\nCOPY --chown=1000:1000 dir/a /data/a\n", []string{"line 2: COPY --chown"}},
+		{"several stages", "FROM scratch AS a\nFROM scratch\nCOPY --from=a /one /two\n", []string{"line 2: a second FROM"}},
+		{"from another image", "FROM scratch\nCOPY --from=busybox /bin/sh /sh\n", []string{"line 2: COPY --from=busybox"}},
+		{"onbuild and volume", "FROM scratch\nONBUILD RUN true\nVOLUME /data\n", []string{"line 2: ONBUILD", "line 3: VOLUME"}},
+		{"places that are lost", "FROM scratch\nWORKDIR /kaniko/app\nCOPY dir /proc/x\nWORKDIR /kanikox\n", []string{"line 2: WORKDIR /kaniko/app", "line 3: COPY to /proc/x"}},
+		{"unknown variables", "FROM scratch\nCOPY $NOPE/a /x\n", []string{"line 2: COPY $NOPE/a: the value of NOPE is not known"}},
+		{"another platform", "FROM --platform=linux/s390x scratch\n", []string{"line 1: FROM --platform=linux/s390x"}},
+		{"all syntax errors at once", "FROM scratch\nEXPSE 1\nRUN echo \\\n a\nCOPY onlyone\n", []string{"line 2: unknown instruction: EXPSE", "line 5: COPY requires"}},
+		{"empty", "# nothing\n", []string{"line 1: file with no instructions"}},
+		{"no from", "ARG A\n", []string{"there is no FROM"}},
+		{"run first", "RUN true\nFROM scratch\n", []string{"line 1: an instruction before"}},
+		{"no base", "ARG B=\nFROM $B\n", []string{"line 2: FROM names no image"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := lint(t, tt.dockerfile, nil)
+			var p kaniko.Problems
+			if !errors.As(err, &p) {
+				t.Fatalf("got %v, want problems", err)
+			}
+			lines := strings.Split(p.Error(), "\n")
+			if len(lines) != len(tt.want) {
+				t.Fatalf("got %q, want %q", lines, tt.want)
+			}
+			for i, want := range tt.want {
+				if !strings.HasPrefix(lines[i], want) {
+					t.Errorf("got %q, want %q…", lines[i], want)
+				}
+			}
+		})
+	}
+}
+
+func TestAccepted(t *testing.T) {
+	for name, dockerfile := range map[string]string{
+		"variables":    "ARG V=1\nFROM base:$V\nARG V\nARG JAR=dir/${V:+a}\nENV D=dir\nCOPY $JAR ${D}/b ./\n",
+		"patterns":     "FROM x\nCOPY dir/[ab] d?r/a /x/\n",
+		"everything":   "FROM x\nCOPY . /app\n",
+		"owner root":   "FROM x\nCOPY --chown=root:root --chmod=755 dir/a /x\n",
+		"lower case":   "from x as main\ncopy dir /d\nrun true\nonly=\n",
+		"platform":     "ARG TARGET=linux/amd64\nFROM x\nSHELL [\"/bin/sh\", \"-c\"]\nHEALTHCHECK NONE\nSTOPSIGNAL 9\nMAINTAINER me\n",
+		"relative dot": "FROM x\nCOPY ./dir/../dir/a /x\n",
+		"env of base":  "FROM x\nENV PATH=$PATH:/x\nCOPY dir /x\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dockerfile = strings.Replace(dockerfile, "only=\n", "", 1)
+			// The context of this test holds links that leave it; COPY . is
+			// about one without.
+			if err := lint(t, dockerfile, nil); err != nil && !strings.Contains(err.Error(), "line 2: COPY .: the symbolic link") {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestBaseAndTarget(t *testing.T) {
+	d, err := kaniko.Parse([]byte("ARG R=registry.example\nARG V\nFROM ${R}/base:${V:-1} AS app\n"), map[string]string{"V": "2"}, "app")
+	if err != nil || d.Base != "registry.example/base:2" {
+		t.Errorf("base %+v, %v", d, err)
+	}
+	if _, err := kaniko.Parse([]byte("FROM scratch AS app\n"), nil, "other"); err == nil || !strings.Contains(err.Error(), `no stage "other"`) {
+		t.Errorf("target: %v", err)
+	}
+}
+
+// lint checks dockerfile against a context with every kind of link in it.
+func lint(t *testing.T, dockerfile string, args map[string]string) error {
+	t.Helper()
+	d, err := kaniko.Parse([]byte(dockerfile), args, "")
+	if err != nil {
+		return err
+	}
+	dir := t.TempDir()
+	for _, sub := range []string{"dir", "bad"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"dir/a", "dir/b"} {
+		if err := os.WriteFile(filepath.Join(dir, f), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range map[string]string{"evil": "/", "up": "../..", "dir/rel": "a", "bad/abs": "/etc/shadow", "bad/rel": "../../etc"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	return d.Check(root)
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("FROM scratch\nCOPY a /b\n", "X")
+	f.Add("ARG A=1\nFROM x:$A AS b\nENV P=${A:-2} Q=$P\nCOPY [\"a b\", \"/c\"]\nADD --chmod=1 x* ./\n", "A")
+	f.Add("# escape=`\nFROM x\nRUN <<E\nE\n", "")
+	f.Add("FROM x\nCOPY ${A#*} ${B%%?} ${C/x/y} /\n", "A")
+	f.Fuzz(func(t *testing.T, text, arg string) {
+		d, err := kaniko.Parse([]byte(text), map[string]string{arg: "v"}, "")
+		var p kaniko.Problems
+		if err != nil && !errors.As(err, &p) {
+			t.Errorf("an error without problems: %v", err)
+		}
+		if err == nil && d.Base == "" {
+			t.Error("accepted without a base")
+		}
+		if err == nil {
+			root, err := os.OpenRoot(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer root.Close()
+			_ = d.Check(root)
+		}
+	})
+}
