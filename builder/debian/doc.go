@@ -28,6 +28,9 @@ var (
 	ErrUnsafe = errors.New("unsafe archive")
 	// ErrConflict is wrapped when two packages claim one path.
 	ErrConflict = errors.New("packages conflict")
+	// ErrRecipe is wrapped when the packages lack what the recipe counts on: a
+	// link's target, a library that another program needs.
+	ErrRecipe = errors.New("the recipe does not fit the packages")
 	// ErrNotBuilt is wrapped when an image was never made on this machine.
 	ErrNotBuilt = errors.New("not built yet")
 )

@@ -26,24 +26,15 @@ type fileCopy struct {
 
 // collect finds the files without reading them, and the optional ones that are
 // not there. Links and special files are refused.
-func collect(dir string, files []File) (list fileList, missing []string, err error) {
+func collect(dirs []string, files []File) (list fileList, missing []string, err error) {
 	var errs []error
 	for _, f := range files {
-		if dir == "" {
-			if f.Optional {
-				missing = append(missing, f.From)
-			} else {
-				errs = append(errs, fmt.Errorf("%s: no folder of files was given: %w", f.From, fs.ErrNotExist))
-			}
-			continue
-		}
-		top := filepath.Join(dir, filepath.FromSlash(f.From))
-		_, err := os.Lstat(top)
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && f.Optional:
+		top, err := findFile(dirs, f.From)
+		if errors.Is(err, fs.ErrNotExist) && f.Optional {
 			missing = append(missing, f.From)
 			continue
-		case err != nil:
+		}
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -79,6 +70,21 @@ func collect(dir string, files []File) (list fileList, missing []string, err err
 	}
 	slices.SortFunc(list, func(a, b fileCopy) int { return strings.Compare(a.To, b.To) })
 	return list, missing, errors.Join(errs...)
+}
+
+func findFile(dirs []string, name string) (string, error) {
+	for _, dir := range dirs {
+		p := filepath.Join(dir, filepath.FromSlash(name))
+		if _, err := os.Lstat(p); err == nil {
+			return p, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	if len(dirs) == 0 {
+		return "", fmt.Errorf("%s: no folder of files was given: %w", name, fs.ErrNotExist)
+	}
+	return "", fmt.Errorf("%s: not in %s: %w", name, strings.Join(dirs, ", "), fs.ErrNotExist)
 }
 
 // sums are the files' contents by name, for the layer's key.

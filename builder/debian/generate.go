@@ -189,7 +189,7 @@ func (t *tree) links(links map[string]string, arch string) error {
 			return err
 		}
 		if t.resolve(name) == nil {
-			return fmt.Errorf("link %s: %s is not in the image", name, links[name])
+			return fmt.Errorf("%w: link %s: %s is not in the image", ErrRecipe, name, links[name])
 		}
 	}
 	return nil
@@ -212,7 +212,7 @@ func (t *tree) libraryDirs() error {
 			}
 			for lib := range t.nodes {
 				if under(lib, usrMerge(dir)) && strings.Contains(path.Base(lib), ".so") {
-					return fmt.Errorf("%s: libraries in /%s need ld.so.cache, which is not made here", t.nodes[name].from.name, dir)
+					return fmt.Errorf("%w: %s: libraries in /%s need ld.so.cache, which is not made here", ErrRecipe, t.nodes[name].from.name, dir)
 				}
 			}
 		}
@@ -252,7 +252,7 @@ func (t *tree) needed() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("libraries that are left out: %s", strings.Join(missing, "; "))
+		return fmt.Errorf("%w: libraries are left out: %s", ErrRecipe, strings.Join(missing, "; "))
 	}
 	return nil
 }

@@ -51,8 +51,9 @@ type Limits struct {
 
 // Options are what a build needs besides its recipe.
 type Options struct {
-	// Files is the folder that the recipe's files are taken from.
-	Files string
+	// Files are the folders that the recipe's files are taken from; the first
+	// that has one gives it.
+	Files []string
 	// Out receives the image at Out/<name>; "" means the cache.
 	Out string
 }
@@ -92,7 +93,7 @@ type Layer struct {
 // equal packages give equal digests, on any machine of one architecture.
 //
 // Errors: [ErrNoApt], [*PackageError], [*ExpectError], [ErrUnsafe],
-// [ErrConflict], [ErrUntrusted], [ErrNoNPM]; a [*builder.Unavailable] when a
+// [ErrConflict], [ErrRecipe], [ErrUntrusted], [ErrNoNPM]; a [*builder.Unavailable] when a
 // package source did not answer; syscall.ENOSPC; ctx's cause.
 func (b *Builder) Build(ctx context.Context, r Recipe, o Options) (Image, error) {
 	if err := r.validate(); err != nil {

@@ -210,7 +210,7 @@ func TestFilesAreTheirOwnLayer(t *testing.T) {
 	recipe.Name, recipe.Kind = "runner", Runner
 	recipe.Files = []File{{From: "bin/faas", To: "/usr/local/bin/faas"}, {From: "seed", To: "/usr/local/share/kuroko", Optional: true}}
 	dir := t.TempDir()
-	if _, err := b.Build(t.Context(), recipe, Options{Files: dir}); !errors.Is(err, os.ErrNotExist) || r.requests.Load() != 0 {
+	if _, err := b.Build(t.Context(), recipe, Options{Files: []string{t.TempDir(), dir}}); !errors.Is(err, os.ErrNotExist) || r.requests.Load() != 0 {
 		t.Errorf("missing file: %v after %d requests", err, r.requests.Load())
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o700); err != nil {
@@ -219,7 +219,7 @@ func TestFilesAreTheirOwnLayer(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "bin", "faas"), []byte("elf"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	img, err := b.Build(t.Context(), recipe, Options{Files: dir})
+	img, err := b.Build(t.Context(), recipe, Options{Files: []string{t.TempDir(), dir}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +232,7 @@ func TestFilesAreTheirOwnLayer(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "seed", "platform.json"), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	seeded, err := b.Build(t.Context(), recipe, Options{Files: dir})
+	seeded, err := b.Build(t.Context(), recipe, Options{Files: []string{t.TempDir(), dir}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +261,7 @@ func TestFilesAreTheirOwnLayer(t *testing.T) {
 	if err := os.Symlink("/etc/shadow", filepath.Join(dir, "seed", "link")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Build(t.Context(), recipe, Options{Files: dir}); err == nil || !strings.Contains(err.Error(), "only files and folders") {
+	if _, err := b.Build(t.Context(), recipe, Options{Files: []string{t.TempDir(), dir}}); err == nil || !strings.Contains(err.Error(), "only files and folders") {
 		t.Errorf("a link among the files: %v", err)
 	}
 }

@@ -295,7 +295,7 @@ func readImage(dir string) (Image, error) {
 // cache. [ErrNotBuilt] when there is none.
 func (b *Builder) Find(image, out string) (Image, error) {
 	if !nameRE.MatchString(image) {
-		return Image{}, fmt.Errorf("debian: %q is not an image name", image)
+		return Image{}, fmt.Errorf("debian: %q is not an image name: %w", image, ErrNotBuilt)
 	}
 	if out == "" {
 		out = b.images()

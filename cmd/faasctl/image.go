@@ -38,7 +38,7 @@ func imageCommand(getenv func(string) string) *cli.Command {
 				Usage:     "make images; one JSON line each on stdout",
 				ArgsUsage: "NAME... | all",
 				Flags: []cli.Flag{recipes, out, cache,
-					&cli.StringFlag{Name: "files", Usage: "`FOLDER` of the runner image's files: bin/ and seed/"},
+					&cli.StringSliceFlag{Name: "files", Usage: "`FOLDER` that has bin/ or seed/ for the runner image; may be repeated, the first that has a file gives it"},
 					&cli.BoolFlag{Name: "refresh", Usage: "fetch the package lists, however young they are"},
 				},
 				Action: func(c *cli.Context) error { return imageBuild(c, getenv) },
@@ -81,7 +81,7 @@ func imageBuild(c *cli.Context, getenv func(string) string) error {
 	}
 	abi := map[string]debian.Image{}
 	for _, r := range chosen {
-		img, err := b.Build(c.Context, r, debian.Options{Files: c.String("files"), Out: c.String("out")})
+		img, err := b.Build(c.Context, r, debian.Options{Files: c.StringSlice("files"), Out: c.String("out")})
 		if err != nil {
 			return imageError(r.Name, err)
 		}
@@ -94,6 +94,9 @@ func imageBuild(c *cli.Context, getenv func(string) string) error {
 					Err: fmt.Errorf("their abi labels differ: %s and %s", other.ABI, img.ABI), Next: "use the same packages in both recipes"}
 			}
 			abi[runtime] = img
+		}
+		for _, f := range img.Missing {
+			fmt.Fprintf(c.App.ErrWriter, "%s: without %s, which was in no folder of --files\n", r.Name, f)
 		}
 		if err := json.NewEncoder(c.App.Writer).Encode(img); err != nil {
 			return err
@@ -230,6 +233,8 @@ func imageError(image string, err error) error {
 		e.Code = usererr.CodeUntrusted
 	case errors.Is(err, debian.ErrConflict):
 		e.Next = "take one of the packages out of the recipe, or drop the path"
+	case errors.Is(err, debian.ErrRecipe):
+		e.Next = "change packages, without, drop or links in the recipe"
 	case errors.Is(err, fs.ErrNotExist):
 		e.Next = "run make build, and name the folder that holds bin/ with --files"
 	case errors.As(err, &away):
