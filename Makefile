@@ -27,6 +27,14 @@ check: ## format, vet, unit tests, import direction; under a minute once caches 
 test: build ## all tests that need no root, cluster or Docker
 	$(GO) test ./...
 
+# What make images makes; python3.11 and java17 have recipes in dockerfiles/ too.
+IMAGES ?= base/nodejs18 build/nodejs18 runner
+# A folder with seed/ in it: platform.json and the seed bundle of the runner image.
+SEED ?=
+.PHONY: images
+images: build ## base, build and runner images from Debian packages; SEED=DIR gives the runner its seed bundle
+	$(BIN)/faasctl image build $(IMAGES) --files $(CURDIR) $(if $(SEED),--files '$(SEED)')
+
 .PHONY: clean
 clean: ## remove what the other targets made in this folder
 	rm -rf $(BIN) .faas tools/node_modules
