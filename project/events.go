@@ -171,7 +171,7 @@ func cron() *spec {
 		if long, ok := cronNicknames[s]; ok {
 			return f(s+" is not a cron line of five fields", fmt.Sprintf("write %q", long))
 		}
-		parts := strings.Fields(s)
+		parts := strings.FieldsFunc(s, func(c rune) bool { return c == ' ' || c == '\t' })
 		if len(parts) != 5 {
 			next := "write minute, hour, day of month, month, day of week"
 			if len(parts) == 6 {
@@ -186,7 +186,7 @@ func cron() *spec {
 			}
 		}
 		return strings.Join(parts, " "), fault{}
-	}, json: map[string]any{"type": "string", "pattern": `^\s*\S+(\s+\S+){4}\s*$`}}
+	}, json: map[string]any{"type": "string", "pattern": `^[ \t]*[^ \t]+([ \t]+[^ \t]+){4}[ \t]*$`}}
 }
 
 func cronProblem(i int, part string) string {

@@ -157,6 +157,12 @@ var (
 	refForm      = regexp.MustCompile(`^` + secretName + `/` + secretKey + `$`)
 )
 
+// variableKeys is variableKey for JSON Schema.
+var variableKeys = map[string]any{
+	"pattern": variableName.String(), "maxLength": 200,
+	"not": map[string]any{"pattern": "^(PORT$|K_|FAAS_)"},
+}
+
 // variableKey checks the name of a variable of the function's process.
 func variableKey(key string) (why, next string) {
 	switch {
@@ -172,7 +178,7 @@ func variableKey(key string) (why, next string) {
 
 func (f fieldsOf) environment() *spec {
 	m := mapping("a map of NAME: text", variableKey, anyText("text"))
-	m.max = 500
+	m.max, m.keys = 500, variableKeys
 	return m
 }
 
@@ -196,7 +202,7 @@ func (f fieldsOf) refs(kind string) *spec {
 	}
 	ref.json = map[string]any{"type": "string", "pattern": refForm.String()}
 	m := mapping("a map of NAME: "+kind+"/key", variableKey, ref)
-	m.max = 200
+	m.max, m.keys = 200, variableKeys
 	return m
 }
 
@@ -238,6 +244,8 @@ func (f fieldsOf) functions() *spec {
 		{name: "layers", doc: "Replaces the top-level layers.", spec: f.layers()},
 	}, f.shared()...)
 	m := mapping("a map of name: function", functionKey, object("a map with a handler", fn...))
+	m.keys = labelKeys(63)
+	m.keys["not"] = map[string]any{"const": mainUnit}
 	return m
 }
 
@@ -276,7 +284,7 @@ func (f fieldsOf) aggregation() *spec {
 	m := mapping("a map of unit: members and settings", func(key string) (string, string) {
 		return labelProblem("unit", key, 63)
 	}, object("a map of functions and settings", fields...))
-	m.max = 200
+	m.max, m.keys = 200, labelKeys(63)
 	return m
 }
 
@@ -292,6 +300,9 @@ func oneAsList(n *node) *node {
 }
 
 func (f fieldsOf) events() *spec {
+	filters := mapping("a map of attribute: value", attributeKey, text("text", 1024))
+	filters.max = 20
+	filters.keys = map[string]any{"pattern": attributeName.String(), "not": map[string]any{"enum": []string{"type", "source"}}}
 	ev := object("one of http, timer, cloudevent",
 		field{name: "http", doc: "A route.", spec: object("a map with a path",
 			field{name: "path", required: true, doc: "/a, /a/[id], /a/*; basePath comes in front.", spec: routePath("a path such as /orders/[id]", false)},
@@ -313,7 +324,7 @@ func (f fieldsOf) events() *spec {
 			field{name: "broker", doc: "Default default.", spec: matching(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`, "a broker's name", "default", 63)},
 			field{name: "type", doc: "Exact type.", spec: text("an event type", 256)},
 			field{name: "source", doc: "Exact source.", spec: text("an event source", 1024)},
-			field{name: "filters", doc: "Other attributes, exact.", spec: mapping("a map of attribute: value", attributeKey, text("text", 1024))},
+			field{name: "filters", doc: "Other attributes, exact.", spec: filters},
 		)},
 		field{name: "oss", planned: "an object-storage event"},
 		field{name: "s3", planned: "an object-storage event"},
@@ -514,7 +525,7 @@ func (f fieldsOf) environments() *spec {
 	)
 	env.patches = true
 	m := mapping("a map of name: environment", environmentKey, env)
-	m.max = 100
+	m.max, m.keys = 100, labelKeys(63)
 	return m
 }
 

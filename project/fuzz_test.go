@@ -19,6 +19,7 @@ func FuzzParse(f *testing.F) {
 		Environment: "prod", Variables: map[string]string{"A": "x", "MAX": "7", "HOST": "a.example"},
 		Masked: []string{"TOKEN"}, Bases: []string{"base/*"},
 	}.options()
+	schema := compileSchema(f, o)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		start := time.Now()
 		p, err := Parse(data, o)
@@ -44,6 +45,9 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("header %+v, %v of a file that is right", h, headerErr)
 		}
 		sound(t, p)
+		if root, _ := read(data); schema.Validate(root.plain()) != nil {
+			t.Errorf("the schema refuses what the parser accepts: %v", schema.Validate(root.plain()))
+		}
 		again, err := Parse(data, o)
 		if err != nil || string(asJSON(t, p)) != string(asJSON(t, again)) {
 			t.Error("the same bytes gave two results")

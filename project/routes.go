@@ -119,6 +119,9 @@ func (m *maker) events(f *function, defaults *node, taken map[string][]Route) {
 		if !e.has() || e.kind != aMap {
 			continue
 		}
+		if v := e.entries; len(v) == 1 && v[0].value.kind == aNull && !v[0].value.bad {
+			m.at(e, path+"."+v[0].key, CodeRequired, "the event is empty", "write what calls the function, such as http: {path: /hello}")
+		}
 		if n := e.get("http"); n.has() {
 			m.http(f, n, path+".http", defaults, taken)
 		}

@@ -174,6 +174,11 @@ func label(what string, most int) *spec {
 	}, json: map[string]any{"type": "string", "pattern": dns1035, "maxLength": most}}
 }
 
+// labelKeys is a name as a key, for JSON Schema.
+func labelKeys(most int) map[string]any {
+	return map[string]any{"pattern": dns1035, "maxLength": most}
+}
+
 func labelProblem(what, s string, most int) (why, next string) {
 	switch {
 	case s == "":

@@ -21,6 +21,8 @@ type spec struct {
 	elem   *spec
 	// key checks a key of a map with elem.
 	key func(key string) (why, next string)
+	// keys is the JSON Schema of key.
+	keys map[string]any
 	// short turns another way of writing the value into this one; nil when it
 	// can't. It must not change n.
 	short func(n *node) *node
@@ -39,7 +41,8 @@ type spec struct {
 	patches bool
 	// literal refuses variables: the value is read before they are known.
 	literal bool
-	// json is the JSON Schema of a scalar, or replaces the derived one.
+	// json is the JSON Schema of a scalar, or of the short way of writing a
+	// map.
 	json map[string]any
 	// choices are a scalar's values where they can be listed.
 	choices []string

@@ -1,0 +1,129 @@
+package project
+
+import (
+	"path"
+	"regexp"
+	"strings"
+)
+
+// FileSets says which files of the repository belong to which unit.
+//
+// A unit has the files under its functions' source folders, and everything
+// that is under no function's source. `package` narrows both.
+type FileSets struct {
+	// Shared belong to every unit, in the order given.
+	Shared []string
+	// Own are the files under each source folder. A file under two nested
+	// folders is in both.
+	Own map[string][]string
+	// Left are the files that belong to no image: tests, documents, credentials,
+	// what package leaves out.
+	Left []string
+}
+
+// FileSets sorts paths, which are relative to the repository's root and use
+// slashes. It takes time linear in their number, however many functions there
+// are.
+func (p *Project) FileSets(paths []string) FileSets {
+	sets := FileSets{Own: map[string][]string{}}
+	for _, f := range p.Functions {
+		if f.Source != "" {
+			sets.Own[f.Source] = nil
+		}
+	}
+	pack := p.Package.narrow()
+	for _, file := range paths {
+		if !pack.takes(file) {
+			sets.Left = append(sets.Left, file)
+			continue
+		}
+		shared := true
+		for dir := file; dir != "." && dir != "/"; dir = path.Dir(dir) {
+			if _, source := sets.Own[dir]; source {
+				sets.Own[dir] = append(sets.Own[dir], file)
+				shared = false
+			}
+		}
+		if shared {
+			sets.Shared = append(sets.Shared, file)
+		}
+	}
+	return sets
+}
+
+// Files are those of paths that belong to the unit, in the order given.
+func (p *Project) Files(unit string, paths []string) []string {
+	return p.FileSets(paths).Of(p, unit, paths)
+}
+
+// Of picks a unit's files out of the sets, in the order of paths.
+func (s FileSets) Of(p *Project, unit string, paths []string) []string {
+	in := map[string]bool{}
+	for _, f := range s.Shared {
+		in[f] = true
+	}
+	for _, u := range p.Units {
+		if u.Name != unit {
+			continue
+		}
+		for _, f := range u.Functions {
+			for _, file := range s.Own[f.Source] {
+				in[file] = true
+			}
+		}
+	}
+	var out []string
+	for _, f := range paths {
+		if in[f] {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// never enter an image, whatever package says: credentials, and what is made
+// again anyway.
+var never = []string{
+	"**/.npmrc", "**/.yarnrc", "**/.yarnrc.yml", "**/.pypirc", "**/pip.conf", "**/.netrc", "**/.env", "**/.env.*",
+	"**/id_rsa", "**/id_ed25519", "**/.ssh", "**/.docker", "**/.aws", "**/.git", ".faas", "**/node_modules",
+}
+
+// seldom are left out unless package.include names them: tests, documents,
+// and what tools read in the repository.
+var seldom = []string{
+	"**/*.test.*", "**/*.spec.*", "**/*_test.py", "**/test_*.py", "**/__tests__", "**/__pycache__", "test", "tests", "src/test",
+	"**/README*", "**/CHANGELOG*", "**/CONTRIBUTING*", "docs",
+	"faas.yml", ".gitlab-ci.yml", ".gitlab", "**/.gitignore", "**/.gitattributes", "**/.editorconfig", "**/.DS_Store",
+}
+
+type narrowing struct {
+	all                   bool // no include
+	include, exclude, out *regexp.Regexp
+}
+
+func (k Package) narrow() narrowing {
+	n := narrowing{all: len(k.Include) == 0, include: anyGlob(k.Include), exclude: anyGlob(k.Exclude), out: anyGlob(never)}
+	if n.all {
+		n.exclude = anyGlob(append(append([]string(nil), seldom...), k.Exclude...))
+	}
+	return n
+}
+
+func (n narrowing) takes(file string) bool {
+	return (n.all || n.include.MatchString(file)) && !n.exclude.MatchString(file) && !n.out.MatchString(file)
+}
+
+// anyGlob matches what one of the globs matches; none match nothing. Globs were
+// checked when the file was parsed.
+func anyGlob(globs []string) *regexp.Regexp {
+	var parts []string
+	for _, g := range globs {
+		if re, err := compileGlob(g); err == nil {
+			parts = append(parts, re.String())
+		}
+	}
+	if len(parts) == 0 {
+		return regexp.MustCompile(`[^\s\S]`)
+	}
+	return regexp.MustCompile(strings.Join(parts, "|"))
+}
