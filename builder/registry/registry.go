@@ -114,7 +114,7 @@ func (t counting) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // base is the address of a registry: plain http only where go-containerregistry's
-// name package decides so (loopback, private networks, .local, or asked for).
+// name package decides so (loopback, private networks, .localhost, or asked for).
 func base(r name.Registry) string { return r.Scheme() + "://" + r.RegistryStr() }
 
 // sleep waits, or returns the cause why ctx ended.
