@@ -33,6 +33,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 // commands are the program's commands, one file each.
 func commands(getenv func(string) string) []*cli.Command {
 	return []*cli.Command{
+		bundleCommand(getenv),
 		imageCommand(getenv),
 		ossCommand(getenv),
 	}
