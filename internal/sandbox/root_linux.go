@@ -150,7 +150,10 @@ func (o *order) mountRoot(staging string, opened map[string]string) (string, err
 		}
 		return root, nil
 	}
-	if o.Probe {
+	if o.Probe { // nothing in it, but a mount: only such a one can become /
+		if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil {
+			return "", &stepError{op: "bind the root", path: root, rights: true, err: err}
+		}
 		return root, nil
 	}
 	skeleton := staging + "/skeleton"

@@ -545,6 +545,15 @@ func TestDetect(t *testing.T) {
 	if (m == sandbox.Root) != (reason == "") {
 		t.Errorf("mode %s with reason %q", m, reason)
 	}
+	for _, works := range []sandbox.Mode{sandbox.Root, sandbox.UserNS} {
+		p, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: works, Root: hostTools(t), Binds: toolBinds, Argv: []string{"/usr/bin/true"}})
+		if err == nil {
+			if p.Wait() == nil && m != works {
+				t.Errorf("mode %s works, detected is %s: %s", works, m, reason)
+			}
+			break
+		}
+	}
 	_, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: sandbox.None, Root: "/", Argv: []string{"true"}})
 	if !errors.Is(err, sandbox.ErrForbidden) {
 		t.Errorf("mode none: %v", err)
