@@ -31,3 +31,21 @@ func BenchmarkParse(b *testing.B) {
 		})
 	}
 }
+
+// What merging would multiply, if it copied: two thousand functions under five
+// hundred variables that an environment changes.
+func BenchmarkParseManyVariables(b *testing.B) {
+	var vars strings.Builder
+	for i := range 500 {
+		fmt.Fprintf(&vars, "V%d: x, ", i)
+	}
+	patch := "environments: {prod: {provider: {environment: {" + vars.String() + "}}}}\n"
+	data := []byte(strings.Replace(string(many(2000)), "{LOG_LEVEL: info}", "{"+vars.String()+"}", 1) + patch)
+	o := testOptions{Environment: "prod"}.options()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Parse(data, o); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

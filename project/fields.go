@@ -21,6 +21,9 @@ const (
 // what it means. The bundle's names come from o.
 func fileSpec(o Options) *spec {
 	f := fieldsOf{o}
+	include := list("a list of globs", glob("a glob such as dist/**"))
+	exclude := list("a list of globs", glob("a glob such as **/*.map"))
+	include.max, exclude.max = 300, 300
 	return object("a map",
 		field{name: "version", required: true, doc: "Version of this file's format.", spec: version()},
 		field{name: "service", required: true, doc: "Name of the service, or a map of name, owner, tier and description.", spec: f.service()},
@@ -42,8 +45,8 @@ func fileSpec(o Options) *spec {
 			field{name: "command", doc: "Shell command. Without it the test stage is skipped and says so.", spec: text("a shell command", 16<<10)},
 		)},
 		field{name: "package", doc: "What enters the code layer. Default: tracked files and build.output, without tests.", spec: object("a map of include and exclude",
-			field{name: "include", doc: "Globs of files to take; everything else stays out.", spec: list("a list of globs", glob("a glob such as dist/**"))},
-			field{name: "exclude", doc: "Globs of files to leave out.", spec: list("a list of globs", glob("a glob such as **/*.map"))},
+			field{name: "include", doc: "Globs of files to take; everything else stays out.", spec: include},
+			field{name: "exclude", doc: "Globs of files to leave out.", spec: exclude},
 		)},
 		field{name: "rollout", doc: "How a release takes over.", spec: f.rollout()},
 		field{name: "preview", doc: "One deployment per merge request; off without it.", spec: object("a map of namespace, ttl and environment",
@@ -337,7 +340,9 @@ func (f fieldsOf) events() *spec {
 		field{name: "sqs", planned: "a message-queue event"},
 	)
 	ev.exactlyOne = true
-	return list("a list of events, such as [{http: {path: /hello}}]", ev)
+	l := list("a list of events, such as [{http: {path: /hello}}]", ev)
+	l.max = 200
+	return l
 }
 
 var attributeName = regexp.MustCompile(`^[a-z0-9]{1,20}$`)

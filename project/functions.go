@@ -92,6 +92,19 @@ func (m *maker) above(unit string) *node {
 	return t
 }
 
+// strMap is n's, made once: functions that add nothing share it.
+func (m *maker) strMap(n *node) map[string]string {
+	if n == nil {
+		return nil
+	}
+	s, ok := m.maps[n]
+	if !ok {
+		s = n.strMap()
+		m.maps[n] = s
+	}
+	return s
+}
+
 // standard are the tier's defaults for a language.
 func (m *maker) standard(language string) *node {
 	t := m.defaults[language]
@@ -118,7 +131,7 @@ func (m *maker) settings(t *node) Settings {
 		Runtime: t.get("runtime").str(), Contract: t.get("contract").str(), EventFormat: t.get("eventFormat").str(),
 		Memory: Quantity(t.get("memory").str()), CPU: Quantity(t.get("cpu").str()),
 		Timeout: t.get("timeout").dur(), InitTimeout: t.get("initTimeout").dur(), IdleTimeout: t.get("idleTimeout").dur(),
-		Concurrency: t.get("concurrency").int(), Environment: t.get("environment").strMap(),
+		Concurrency: t.get("concurrency").int(), Environment: m.strMap(t.get("environment")),
 		Secrets: refs(t.get("secrets"), "secret"), Config: refs(t.get("config"), "configmap"),
 		Scale: Scale{
 			Min: t.at("scale", "min").int(), Max: t.at("scale", "max").int(),

@@ -5,7 +5,12 @@ type merging struct {
 	// nulls remembers every null that was laid over something, and whether it
 	// ever deleted a value.
 	nulls map[*node]*null
+	// done are maps inside layers that were laid over the same map before: a
+	// thousand functions under one provider share its maps.
+	done map[pair]*node
 }
+
+type pair struct{ below, top *node }
 
 type null struct {
 	node    *node
@@ -27,7 +32,11 @@ func (m *merging) lay(base, top *node, layer, rel string) *node {
 		}
 		return base
 	}
-	out := &node{kind: aMap, layer: layer, line: top.line, col: top.col}
+	inner := rel != ""
+	if out := m.done[pair{base, top}]; inner && out != nil {
+		return out
+	}
+	out := &node{kind: aMap, layer: layer, line: top.line, col: top.col, whole: top.whole}
 	if base != nil {
 		out.entries = append(make([]entry, 0, len(base.entries)+len(top.entries)), base.entries...)
 		if len(out.entries) > 16 {
@@ -55,13 +64,15 @@ func (m *merging) lay(base, top *node, layer, rel string) *node {
 				below = nil
 			}
 			v = m.lay(below, e.value, layer, sub)
-			v.whole = e.value.whole
 		} else {
 			c := *e.value
 			c.layer = layer
 			v = &c
 		}
 		out.put(entry{key: e.key, line: e.line, col: e.col, value: v})
+	}
+	if inner {
+		m.done[pair{base, top}] = out
 	}
 	return out
 }

@@ -14,7 +14,7 @@ func Parse(data []byte, o Options) (*Project, error) {
 	if root == nil {
 		return nil, problems.sorted()
 	}
-	m := &maker{o: o, root: root, merging: merging{nulls: map[*node]*null{}}, merged: map[string]*node{}, starts: map[string]*node{}, defaults: map[string]*node{}, p: &Project{}}
+	m := &maker{o: o, root: root, merging: merging{nulls: map[*node]*null{}, done: map[pair]*node{}}, merged: map[string]*node{}, starts: map[string]*node{}, defaults: map[string]*node{}, maps: map[*node]map[string]string{}, p: &Project{}}
 	m.problems = problems
 	m.check()
 	if len(m.problems) > maxProblems {
@@ -50,7 +50,8 @@ type maker struct {
 	merged   map[string]*node // sections of the merged file
 	defaults map[string]*node // by language
 	most     bounds
-	starts   map[string]*node // what the functions of a unit start from
+	maps     map[*node]map[string]string // of strMap
+	starts   map[string]*node            // what the functions of a unit start from
 }
 
 // check holds the file against its specs.

@@ -243,7 +243,7 @@ type Unit struct {
 	// cut and ends in a 6-character hash.
 	ServiceName string `json:"serviceName"`
 	// Settings are what the members share. Timeout is the longest member's,
-	// Environment the union of the members'.
+	// Environment the union of the members', Contract empty when they differ.
 	Settings
 	Isolation string     `json:"isolation"` // shared, worker
 	Functions []Function `json:"functions"`

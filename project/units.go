@@ -249,11 +249,13 @@ func (m *maker) agree(a *aggregate) *node {
 	}
 	env := map[string]*node{}
 	owner := map[string]string{}
+	seen := map[*node]bool{}
 	for _, f := range a.fns {
 		vars := f.tree.get("environment")
-		if !vars.has() || vars.kind != aMap {
+		if !vars.has() || vars.kind != aMap || seen[vars] {
 			continue
 		}
+		seen[vars] = true
 		for _, e := range vars.entries {
 			if !e.value.has() {
 				continue
@@ -348,19 +350,23 @@ func (m *maker) aggregateUnit(a *aggregate, t *node) Unit {
 	u.Environment = nil
 	u.Build = a.fns[0].Build
 	u.Contract, u.Timeout = a.fns[0].Contract, 0
+	seen := map[*node]bool{}
 	for _, f := range a.fns {
 		f.Unit = a.name
 		u.Timeout = max(u.Timeout, f.Timeout)
 		if f.Contract != u.Contract {
 			u.Contract = ""
 		}
-		for k, v := range f.Environment {
-			if u.Environment == nil {
-				u.Environment = map[string]string{}
-			}
-			u.Environment[k] = v
-		}
 		u.Functions = append(u.Functions, f.Function)
+		if vars := f.tree.get("environment"); !seen[vars] {
+			seen[vars] = true
+			for k, v := range f.Environment {
+				if u.Environment == nil {
+					u.Environment = map[string]string{}
+				}
+				u.Environment[k] = v
+			}
+		}
 	}
 	return u
 }
