@@ -100,6 +100,7 @@ type Job struct {
 type Result struct {
 	OK     bool // every job that ran succeeded or may fail
 	Jobs   []Job
+	Config string // the pipeline as YAML, with includes, inputs and extends resolved
 	Output string // all that gitlab-ci-local said
 }
 
@@ -132,41 +133,15 @@ func (c *Checkout) Retry(ctx context.Context, p Pipeline, job string) (Result, e
 }
 
 func (c *Checkout) run(ctx context.Context, p Pipeline, jobs ...string) (Result, error) {
-	if p.Timeout == 0 {
-		p.Timeout = 10 * time.Minute
-	}
-	ctx, stop := context.WithTimeout(ctx, p.Timeout)
-	defer stop()
 	// Each pipeline has its own state: fetched includes, artefacts and work
 	// trees of an earlier one must not help it.
 	state := ".gitlab-ci-local/" + strconv.Itoa(c.runs)
-	args := []string{
-		c.server.tools.Script,
-		"--force-shell-executor", "--shell-isolation", "--no-artifacts-to-source",
-		"--state-dir", state, "--home", c.server.home,
-	}
-	for _, m := range p.Manual {
-		args = append(args, "--manual", m)
-	}
-	vars := c.variables(p)
-	for _, k := range slices.Sorted(maps.Keys(vars)) {
-		// A dollar would be taken for a variable.
-		args = append(args, "--variable", k+"="+strings.ReplaceAll(vars[k], "$", "$$"))
-	}
-	var said strings.Builder
-	out := io.Writer(&said)
-	if p.Output != nil {
-		out = io.MultiWriter(&said, p.Output)
-	}
-	err := run.Command{
-		Path: c.server.tools.Node, Args: append(args, jobs...),
-		Dir: c.Dir, Env: environment(os.Environ(), p.Path), Stdout: out, Stderr: out,
-	}.Run(ctx)
+	said, err := c.tool(ctx, p, state, jobs...)
 	var exit *run.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return Result{}, fmt.Errorf("gitlabci: run the pipeline: %w", err)
 	}
-	r := Result{OK: err == nil, Output: ansi.ReplaceAllString(said.String(), "")}
+	r := Result{OK: err == nil, Output: said}
 	for _, m := range finished.FindAllStringSubmatch(r.Output, -1) {
 		j := Job{Name: m[1], Status: Success, Dir: filepath.Join(c.Dir, state, "builds", safeName(m[1]))}
 		switch m[2] {
@@ -193,7 +168,44 @@ func (c *Checkout) run(ctx context.Context, p Pipeline, jobs ...string) (Result,
 	if !r.OK && !slices.ContainsFunc(r.Jobs, func(j Job) bool { return j.Status == Failed }) {
 		return r, fmt.Errorf("gitlabci: the pipeline was refused: %s", strings.TrimSpace(r.Output))
 	}
+	config, err := os.ReadFile(filepath.Join(c.Dir, state, "expanded-gitlab-ci.yml"))
+	if err != nil {
+		return r, fmt.Errorf("gitlabci: the resolved configuration: %w", err)
+	}
+	r.Config = string(config)
 	return r, nil
+}
+
+// tool runs gitlab-ci-local and returns what it said, without colours.
+func (c *Checkout) tool(ctx context.Context, p Pipeline, state string, args ...string) (string, error) {
+	if p.Timeout == 0 {
+		p.Timeout = 10 * time.Minute
+	}
+	ctx, stop := context.WithTimeout(ctx, p.Timeout)
+	defer stop()
+	all := []string{
+		c.server.tools.Script,
+		"--force-shell-executor", "--shell-isolation", "--no-artifacts-to-source",
+		"--state-dir", state, "--home", c.server.home,
+	}
+	for _, m := range p.Manual {
+		all = append(all, "--manual", m)
+	}
+	vars := c.variables(p)
+	for _, k := range slices.Sorted(maps.Keys(vars)) {
+		// A dollar would be taken for a variable.
+		all = append(all, "--variable", k+"="+strings.ReplaceAll(vars[k], "$", "$$"))
+	}
+	var said strings.Builder
+	out := io.Writer(&said)
+	if p.Output != nil {
+		out = io.MultiWriter(&said, p.Output)
+	}
+	err := run.Command{
+		Path: c.server.tools.Node, Args: append(all, args...),
+		Dir: c.Dir, Env: environment(os.Environ(), p.Path), Stdout: out, Stderr: out,
+	}.Run(ctx)
+	return ansi.ReplaceAllString(said.String(), ""), err
 }
 
 func (c *Checkout) variables(p Pipeline) map[string]string {

@@ -154,6 +154,11 @@ func (s *Server) Clone(ctx context.Context, project, branch, dir string) (*Check
 	if err := s.git(ctx, filepath.Dir(dir), append(args, s.url+"/"+project+".git", dir)...); err != nil {
 		return nil, err
 	}
+	for _, kv := range [][2]string{{"user.name", "A Developer"}, {"user.email", "developer@example.com"}} {
+		if err := s.git(ctx, dir, "config", kv[0], kv[1]); err != nil {
+			return nil, err
+		}
+	}
 	return &Checkout{Dir: dir, server: s, bare: s.bare(project)}, nil
 }
 

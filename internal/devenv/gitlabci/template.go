@@ -35,6 +35,10 @@ func Calls(file []byte, program string) ([]Call, error) {
 		}
 		top := doc.Content[0].Content
 		for i := 0; i+1 < len(top); i += 2 {
+			switch top[i].Value {
+			case "spec", "variables", "include", "stages", "workflow":
+				continue // not a job, whatever its keys are called
+			}
 			found, err := jobCalls(top[i].Value, top[i+1], program)
 			if err != nil {
 				return nil, err

@@ -216,6 +216,10 @@ class Adapter {
     call.queued = true;
     const release = await this.slots.get(match.fn.name).acquire(call.signal);
     call.queued = false;
+    if (call.decided) {
+      release(); // nobody waits for it any more
+      return;
+    }
     const letGo = this.releaseIfAbandoned(call, release);
     try {
       const { handler } = await this.load(f);
@@ -230,7 +234,7 @@ class Adapter {
   }
 
   /**
-   * A handler that goes on after its request timed out keeps its slot, since a
+   * A handler that goes on after its request is over keeps its slot, since a
    * function with concurrency 1 was promised to be alone; but only for one more
    * time-out, or one that never ends would block the function for good.
    * @returns {() => void} forgets it
@@ -239,14 +243,14 @@ class Adapter {
     let timer;
     const wait = () => {
       timer = setTimeout(() => {
-        scope.run(call, () => this.logger.write('warn', `the handler still runs ${2 * call.timeoutMs} ms after its request began; its slot is given to others`));
+        scope.run(call, () => this.logger.write('warn', `the handler still runs ${call.timeoutMs} ms after its request was over; its slot is given to others`));
         release();
       }, call.timeoutMs);
       timer.unref();
     };
-    call.signal.addEventListener('abort', wait, { once: true });
+    call.res.once('close', wait);
     return () => {
-      call.signal.removeEventListener('abort', wait);
+      call.res.off('close', wait);
       clearTimeout(timer);
     };
   }

@@ -106,8 +106,10 @@ class Call {
   end() {
     clearTimeout(this.timer);
     this.decided = true;
-    // Frees whoever still works for a client that left.
-    this.abort.abort();
+    if (!this.res.writableFinished) {
+      // Frees whoever still works for a client that left.
+      this.abort.abort();
+    }
   }
 
   /** Milliseconds since the request's headers were read, to a tenth. */

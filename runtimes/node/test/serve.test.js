@@ -20,7 +20,8 @@ function raw(port, bytes, { end = false } = {}) {
 test('one port, many requests', async (t) => {
   const files = { 'index.js': `
     exports.a = async (event, c) => { console.log('one', { two: 2 }); console.error(new Error('logged')); console.debug('d'); console.warn('w'); return 'a'; };
-    exports.b = async () => 'b';
+    let last;
+    exports.b = async (event, c) => { const was = last && last.aborted; last = c.signal; return was ? 'the last signal fired' : 'b'; };
     exports.exits = async () => { process.exit(3); };
     exports.later = async () => { setTimeout(() => process.exit(4), 1); await new Promise(() => {}); };
     exports.kills = async () => { process.kill(process.pid, 'SIGKILL'); };

@@ -97,6 +97,24 @@ test('routes: the more literal wins', () => {
   assert.throws(() => only.find('PUT', '/x'), (err) => err.statusCode === 405 && err.headers.allow === 'DELETE, GET, POST');
 });
 
+test('routes: no path breaks the router', () => {
+  const r = router({ a: ['/a/[id]/*'], b: ['/[x]'], c: ['/'] });
+  const parts = ['/', 'a', '%', '%2F', '%00', '%ff', '..', '.', '*', '[id]', '__proto__', 'constructor', '\u00e9', ' ', ';', '\\'];
+  let seed = 1;
+  for (let i = 0; i < 5000; i++) {
+    let path = '/';
+    for (let n = 0; n < 6; n++) {
+      seed = (seed * 48271) % 0x7fffffff;
+      path += parts[seed % parts.length];
+    }
+    try {
+      r.find('GET', path);
+    } catch (err) {
+      assert.ok([400, 404].includes(err.statusCode), `${path}: ${err.stack}`);
+    }
+  }
+});
+
 test('routes: what can not be meant is refused', () => {
   for (const bad of [{ a: ['x'] }, { a: ['/a/*/b'] }, { a: ['/a/[id'] }, { a: ['/a/x[id]'] }, { a: ['/[a]/[a]'] }, { a: ['/a?b'] }, { a: ['/a/[x]'], b: ['/a/[y]'] }, { a: ['GET /a'], b: ['POST,GET /a/'] }]) {
     assert.throws(() => router(bad), { name: 'StartError' }, JSON.stringify(bad));
