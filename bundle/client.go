@@ -132,7 +132,7 @@ func (c *Client) Resolve(ctx context.Context, q Query) (Choice, error) {
 		if e != nil {
 			continue
 		}
-		ch.Warnings = append(warnings, standInLine(ch, alt.document, err))
+		ch.Warnings = append(warnings, standInLine(ch, alt.document, q.Floor, err))
 		ch.Stale = c.now().After(alt.Expires)
 		return ch, nil
 	}
@@ -143,13 +143,17 @@ func (c *Client) Resolve(ctx context.Context, q Query) (Choice, error) {
 }
 
 // standInLine is the one line a job log gets for an outage.
-func standInLine(ch Choice, d *document, why error) string {
+func standInLine(ch Choice, d *document, floor uint64, why error) string {
 	what := "the last one that worked on this machine"
 	if ch.Source == SourceSeed {
 		what = "the one in this job's image"
 	}
-	return fmt.Sprintf("the platform's bundle store could not be used (%s); taking bundle %s, %s, as of %s (seq %d)",
+	line := fmt.Sprintf("the platform's bundle store could not be used (%s); taking bundle %s, %s, as of %s (seq %d)",
 		reason(why), ch.Version, what, d.Issued.UTC().Format(time.RFC3339), d.Seq)
+	if d.Seq < floor {
+		line += fmt.Sprintf(", which is older than what was used before (seq %d)", floor)
+	}
+	return line
 }
 
 func (c *Client) now() time.Time {

@@ -244,6 +244,14 @@ func TestOutage(t *testing.T) {
 		}
 	}
 
+	c0 := l.client()
+	c0.Seed = seed
+	q := l.query()
+	q.Floor = 9
+	if b := l.must(c0, q); !strings.Contains(b.Warnings[0], "older than what was used before (seq 9)") {
+		t.Errorf("below the floor: %q", b.Warnings)
+	}
+
 	// A store that hangs is as good as none; the caller's own end is not.
 	c := l.client()
 	c.Store, c.ChannelTimeout = hang{}, time.Millisecond

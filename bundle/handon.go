@@ -74,6 +74,9 @@ func (c *Client) handed(ctx context.Context, q Query, l local) (ch *Choice, note
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", nil
 	}
+	if errors.Is(err, errTooLarge) || errors.Is(err, errNotRegular) {
+		return nil, "", failf(ErrUntrusted, "handed on: %w", err)
+	}
 	if err != nil {
 		return nil, "", fmt.Errorf("bundle: handed on: %w", err)
 	}
@@ -150,6 +153,9 @@ func (h *handedOn) verify(q Query, known roots) (*document, error) {
 	if !d.lists(id) {
 		return nil, failf(ErrUntrusted, "%s names bundle %.12s, which its channel document does not", HandedFile, id)
 	}
+	if !printable(h.Choice.Version) || !printable(h.Choice.Why) {
+		return nil, failf(ErrUntrusted, "%s holds text that can't be printed", HandedFile)
+	}
 	if sum(h.Manifest) != id {
 		return nil, failf(ErrUntrusted, "%s: the manifest does not have its sum", HandedFile)
 	}
@@ -176,7 +182,7 @@ func handedContent(ev *evidence) (got content, err error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return got, nil
-	case errors.Is(err, errTooLarge), err == nil && sum(pack) != m.Pack.SHA256:
+	case errors.Is(err, errTooLarge), errors.Is(err, errNotRegular), err == nil && sum(pack) != m.Pack.SHA256:
 		return content{}, failf(ErrUntrusted, "%s, handed on by an earlier job, does not have its sum", HandedPack)
 	case err != nil:
 		return content{}, fmt.Errorf("bundle: handed on: %w", err)

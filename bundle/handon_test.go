@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -164,6 +165,7 @@ func TestHandedIsTamperedWith(t *testing.T) {
 			h.Choice.Digest, h.Manifest, h.Channel = evil.Digest, evil.manifest, l.seal(evilDoc, testKey(9))
 		}),
 		"other organisation": edit(func(h *handedOn) { h.Choice.Org = "evil" }),
+		"forged log line":    edit(func(h *handedOn) { h.Choice.Why = "ok\nall is well" }),
 		"other channel":      edit(func(h *handedOn) { h.Choice.Channel = "canary" }),
 		"no document":        edit(func(h *handedOn) { h.Channel = nil }),
 		"broken key sets":    edit(func(h *handedOn) { h.Roots = [][]byte{[]byte("{}")} }),
@@ -175,8 +177,21 @@ func TestHandedIsTamperedWith(t *testing.T) {
 			t.Errorf("bundle.json, %s: %v", name, err)
 		}
 	}
-	if err := os.WriteFile(file, goodFile, 0o644); err != nil {
-		t.Fatal(err)
+	for name, make := range map[string]func(string) error{
+		"pipe":   func(p string) error { return syscall.Mkfifo(p, 0o644) },
+		"folder": func(p string) error { return os.Mkdir(p, 0o755) },
+	} {
+		for _, p := range []string{pack, file} {
+			if err := errors.Join(os.Remove(p), make(p)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.use(l.client(), q); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("%s is a %s: %v", filepath.Base(p), name, err)
+			}
+			if err := errors.Join(os.Remove(p), os.WriteFile(file, goodFile, 0o644), os.WriteFile(pack, goodPack, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	flipped := bytes.Clone(goodPack)
 	flipped[len(flipped)/2] ^= 1

@@ -50,7 +50,7 @@ func (c *Client) Open(ctx context.Context, ch Choice) (*Bundle, error) {
 		if e != nil {
 			continue
 		}
-		other.Warnings = []string{standInLine(other, alt.document, err)}
+		other.Warnings = []string{standInLine(other, alt.document, ev.query.Floor, err)}
 		if b, e := c.open(ctx, other, false); e == nil {
 			return b, nil
 		}

@@ -161,6 +161,8 @@ func checkBlob(z []byte, b Blob, w io.Writer) error {
 	return nil
 }
 
+var errNotRegular = errors.New("not a regular file")
+
 // readFile reads a regular file below root, at most limit bytes. Links that
 // leave root, and pipes that would block, are refused.
 func readFile(root *os.Root, name string, limit int64) ([]byte, error) {
@@ -169,7 +171,7 @@ func readFile(root *os.Root, name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if !in.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", name)
+		return nil, fmt.Errorf("%s: %w", name, errNotRegular)
 	}
 	f, err := root.OpenFile(name, os.O_RDONLY|nonblock, 0)
 	if err != nil {
