@@ -32,9 +32,14 @@ var (
 
 // tree is the new root while it is being built.
 type tree struct {
-	o    *order
-	fd   int   // of the new root
-	kept []int // descriptors that paths go through, until the root is done
+	o      *order
+	opened map[string]string // the caller's paths, by descriptor
+	// Copies of the mounts at o.Root and at each bind's source, or -1: made
+	// before the tmpfs covers a place that may lie below them.
+	rootCopy   int
+	bindCopies []int
+	fd         int   // of the new root
+	kept       []int // descriptors that paths go through, until the root is done
 }
 
 // keep returns a path for fd that is good until close.
@@ -58,7 +63,7 @@ func (o *order) makeRoot() error {
 	// of descriptors also need no quoting in overlay's options and keep them
 	// under the kernel's limit of one page.
 	opened := map[string]string{}
-	t := tree{o: o}
+	t := tree{o: o, opened: opened}
 	defer t.close()
 	open := func(p string) error {
 		if p == "" || opened[p] != "" {
@@ -83,11 +88,15 @@ func (o *order) makeRoot() error {
 			return err
 		}
 	}
+	t.rootCopy = t.copyMounts(o.Root)
+	for _, b := range o.Binds {
+		t.bindCopies = append(t.bindCopies, t.copyMounts(b.Source))
+	}
 	staging, err := o.staging()
 	if err != nil {
 		return err
 	}
-	root, err := o.mountRoot(staging, opened)
+	root, err := t.mountRoot(staging)
 	if err != nil {
 		return err
 	}
@@ -95,7 +104,7 @@ func (o *order) makeRoot() error {
 		return &stepError{op: "open the new root", err: err}
 	}
 	t.keep(t.fd)
-	if err := t.fill(opened); err != nil {
+	if err := t.fill(); err != nil {
 		return err
 	}
 	if err := unix.Fchdir(t.fd); err != nil {
@@ -134,15 +143,39 @@ func (o *order) staging() (string, error) {
 	return "", &stepError{op: "mount tmpfs", rights: true, err: last}
 }
 
+// copyMounts copies what is mounted at and below p, without attaching it
+// anywhere yet; -1 when there is nothing to copy or the kernel, before 5.2,
+// can't.
+func (t *tree) copyMounts(p string) int {
+	if p == "" {
+		return -1
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, t.opened[p], unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return -1
+	}
+	t.keep(fd)
+	return fd
+}
+
+// attach mounts a copy, or else source itself, at dst.
+func attach(copied int, source, dst string) error {
+	if copied < 0 {
+		return unix.Mount(source, dst, "", unix.MS_BIND|unix.MS_REC, "")
+	}
+	return unix.MoveMount(copied, "", unix.AT_FDCWD, dst, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+}
+
 // mountRoot mounts what becomes / and returns where.
-func (o *order) mountRoot(staging string, opened map[string]string) (string, error) {
+func (t *tree) mountRoot(staging string) (string, error) {
+	o, opened := t.o, t.opened
 	root := staging + "/root"
 	flags := uintptr(unix.MS_NODEV)
 	if !o.KeepCapabilities {
 		flags |= unix.MS_NOSUID
 	}
 	if o.Root != "" {
-		if err := unix.Mount(opened[o.Root], root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		if err := attach(t.rootCopy, opened[o.Root], root); err != nil {
 			return "", &stepError{op: "bind the root", path: o.Root, rights: true, err: err}
 		}
 		if err := remountAll(root, flags); err != nil {
@@ -225,7 +258,7 @@ func (o *order) fillSkeleton(dir string, opened map[string]string) error {
 }
 
 // fill mounts /proc, /dev and the binds into the new root.
-func (t *tree) fill(opened map[string]string) error {
+func (t *tree) fill() error {
 	proc, err := t.point("/proc", true)
 	if err != nil {
 		return err
@@ -233,10 +266,10 @@ func (t *tree) fill(opened map[string]string) error {
 	if err := unix.Mount("proc", proc, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return &stepError{op: opProc, rights: true, err: err}
 	}
-	if err := t.hideMachine(opened["/dev/null"]); err != nil {
+	if err := t.hideMachine(t.opened["/dev/null"]); err != nil {
 		return err
 	}
-	if err := t.fillDev(opened); err != nil {
+	if err := t.fillDev(); err != nil {
 		return err
 	}
 	if fd, err := t.open("/tmp"); err == nil {
@@ -250,15 +283,15 @@ func (t *tree) fill(opened map[string]string) error {
 			return &stepError{op: "make", path: "/tmp", err: err}
 		}
 	}
-	for _, b := range t.o.Binds {
-		if err := t.bind(b, opened[b.Source]); err != nil {
+	for i, b := range t.o.Binds {
+		if err := t.bind(b, t.opened[b.Source], t.bindCopies[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (t *tree) bind(b Bind, source string) error {
+func (t *tree) bind(b Bind, source string, copied int) error {
 	var st unix.Stat_t
 	if err := unix.Stat(source, &st); err != nil {
 		return &stepError{op: "bind", path: b.Source, err: err}
@@ -267,7 +300,7 @@ func (t *tree) bind(b Bind, source string) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount(source, dst, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if err := attach(copied, source, dst); err != nil {
 		return &stepError{op: "bind", path: b.Source, rights: true, err: err}
 	}
 	// dst is what lies below the new mount: open the place again.
@@ -288,7 +321,7 @@ func (t *tree) bind(b Bind, source string) error {
 	return nil
 }
 
-func (t *tree) fillDev(opened map[string]string) error {
+func (t *tree) fillDev() error {
 	dev, err := t.point("/dev", true)
 	if err != nil {
 		return err
@@ -302,7 +335,7 @@ func (t *tree) fillDev(opened map[string]string) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.Mount(opened["/dev/"+name], p, "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(t.opened["/dev/"+name], p, "", unix.MS_BIND, ""); err != nil {
 			return &stepError{op: "bind", path: "/dev/" + name, rights: true, err: err}
 		}
 	}

@@ -237,6 +237,33 @@ func TestMountPointsStayInside(t *testing.T) {
 	})
 }
 
+// The set-up works below a folder of the machine for a moment: that must not
+// show in a root or a bind that holds the folder.
+func TestSetUpDoesNotShow(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		for _, place := range []string{"/tmp", "/var", "/run"} {
+			mine := filepath.Join(place, filepath.Base(t.TempDir())+"-shows")
+			if err := os.Mkdir(mine, 0o755); err != nil {
+				t.Logf("not checked: %v", err)
+				continue
+			}
+			defer os.Remove(mine)
+			root := sandbox.Spec{Mode: m, Root: "/", Argv: []string{"/bin/sh", "-c", "test -d " + mine + " && test ! -e /tmp/skeleton"}}
+			bind := sandbox.Spec{Mode: m, Root: hostTools(t), Binds: append(slices.Clone(toolBinds), sandbox.Bind{Source: place, Target: "/seen"}),
+				Argv: []string{"/bin/sh", "-c", "test -d /seen/" + filepath.Base(mine) + " && test ! -e /seen/skeleton"}}
+			for what, s := range map[string]sandbox.Spec{"root": root, "bind": bind} {
+				p, err := sandbox.Start(t.Context(), s)
+				if err == nil {
+					err = p.Wait()
+				}
+				if err != nil {
+					t.Errorf("%s of %s: %v", what, place, err)
+				}
+			}
+		}
+	})
+}
+
 // Debian's and systemd's /etc/resolv.conf: a link to what isn't there yet.
 func TestBindOverDanglingLink(t *testing.T) {
 	modes(t, func(t *testing.T, m sandbox.Mode) {
