@@ -185,7 +185,7 @@ func (u *unpacker) parents(dir string) error {
 			return err
 		}
 	}
-	return u.root.Mkdir(dir, 0o755)
+	return mkdir(u.root, dir)
 }
 
 // hide removes what lower layers have at name, or in it.

@@ -93,8 +93,7 @@ func (c *contextCopy) add(name string) error {
 	c.made[name] = true
 	switch t := st.Mode().Type(); {
 	case t.IsDir():
-		c.line("dir", name, "")
-		return c.root.Mkdir(name, 0o755)
+		return c.mkdir(name)
 	case t == fs.ModeSymlink:
 		to, err := fs.ReadLink(c.fsys, name)
 		if err != nil {
@@ -117,8 +116,20 @@ func (c *contextCopy) folder(name string) error {
 		return err
 	}
 	c.made[name] = true
+	return c.mkdir(name)
+}
+
+func (c *contextCopy) mkdir(name string) error {
 	c.line("dir", name, "")
-	return c.root.Mkdir(name, 0o755)
+	return mkdir(c.root, name)
+}
+
+// mkdir makes a folder of mode 0755 under any umask.
+func mkdir(root *os.Root, name string) error {
+	if err := root.Mkdir(name, 0o755); err != nil {
+		return err
+	}
+	return root.Chmod(name, 0o755)
 }
 
 func (c *contextCopy) file(name string, mode fs.FileMode) error {

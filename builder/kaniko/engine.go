@@ -189,7 +189,7 @@ func (e *Engine) build(ctx context.Context, r *registry, src Source, cache *name
 	}
 	defer removeTree(work)
 	contextDir := filepath.Join(work, "context")
-	if err := os.Mkdir(contextDir, 0o755); err != nil {
+	if err := errors.Join(os.Mkdir(contextDir, 0o755), os.Chmod(contextDir, 0o755)); err != nil {
 		return res, fmt.Errorf("kaniko: %w", err)
 	}
 	contextHash, err := copyContext(contextDir, src.Context, src.Paths)

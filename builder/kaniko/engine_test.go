@@ -352,6 +352,7 @@ func appFiles() fstest.MapFS {
 }
 
 func TestBuild(t *testing.T) {
+	digests := map[string]bool{}
 	each(t, func(t *testing.T, l *lab) {
 		img, res := l.mustBuild("key-1", appDockerfile, appFiles())
 		cfg, err := img.ConfigFile()
@@ -404,6 +405,10 @@ func TestBuild(t *testing.T) {
 		again, err := l.build("key-1", appDockerfile, appFiles())
 		if err != nil || !again.Reused || again.Ref != res.Ref || again.Uploaded != 0 {
 			t.Errorf("again: %+v, %v", again, err)
+		}
+		// The registry's port is not in the image, so the modes can be compared.
+		if digests[res.Ref.DigestStr()] = true; len(digests) > 1 {
+			t.Errorf("the modes give different images: %v", slices.Collect(maps.Keys(digests)))
 		}
 		// The same input under another key: the same image, to the byte.
 		_, other := l.mustBuild("key-2", appDockerfile, appFiles())
@@ -629,6 +634,52 @@ RUN ln -s %s /kaniko/out/config.json; ln -s %s /kaniko/out/0.tar; mkfifo /kaniko
 			t.Error("a result through links was accepted")
 		}
 	})
+}
+
+// A cancelled build ends at once, and leaves nothing on disk.
+func TestCancel(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		reason := errors.New("the job was cancelled")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		tmp := t.TempDir()
+		e := kaniko.New(kaniko.Options{
+			Executor: l.executor, TmpDir: tmp, Mode: l.mode,
+			Log: writerFunc(func(p []byte) { // kaniko says what it runs before it does
+				if bytes.Contains(p, []byte("at the sleep")) {
+					cancel(reason)
+				}
+			}),
+		})
+		dest, err := name.NewTag(l.host + "/team/app:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = e.BuildTo(ctx, kaniko.Source{Dockerfile: []byte("FROM " + l.base + "\nRUN echo at the; echo at the sleep; sleep 1000\n")}, nil, []name.Tag{dest})
+		if !errors.Is(err, reason) {
+			t.Errorf("got %v, want the cause", err)
+		}
+		if left, _ := os.ReadDir(tmp); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+}
+
+type writerFunc func(p []byte)
+
+func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
+
+// Without the rights, the error says which; what needs no sandbox still works.
+func TestForbidden(t *testing.T) {
+	host, _ := newRegistry(t)
+	dest, err := name.NewTag(host + "/team/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := kaniko.New(kaniko.Options{Executor: "/nowhere", Mode: sandbox.None})
+	if _, err := e.BuildTo(t.Context(), kaniko.Source{Dockerfile: []byte("FROM scratch\n")}, nil, []name.Tag{dest}); !errors.Is(err, sandbox.ErrForbidden) {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestRegistryTroubles(t *testing.T) {

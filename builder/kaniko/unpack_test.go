@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 
@@ -294,6 +295,8 @@ func TestDropsWhatTheBaseHas(t *testing.T) {
 }
 
 func TestCopyContext(t *testing.T) {
+	// Some jobs run with a strict umask.
+	defer syscall.Umask(syscall.Umask(0o077))
 	files := fstest.MapFS{
 		"a":             {Data: []byte("a"), Mode: 0o600},
 		"run":           {Data: []byte("r"), Mode: 0o4755},
@@ -346,4 +349,67 @@ func TestCopyContext(t *testing.T) {
 	if !errors.As(err, &input) || !strings.Contains(err.Error(), "pipe") {
 		t.Errorf("a pipe: %v", err)
 	}
+}
+
+// rawLayer is an uncompressed layer of any bytes.
+type rawLayer struct {
+	v1.Layer
+	b []byte
+}
+
+func (l rawLayer) Uncompressed() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(l.b)), nil
+}
+
+type rawImage struct {
+	v1.Image
+	layers []v1.Layer
+}
+
+func (i rawImage) Layers() ([]v1.Layer, error) { return i.layers, nil }
+
+// No archive writes outside of its folder, or makes us fail in another way
+// than with an error.
+func FuzzUnpack(f *testing.F) {
+	t := &testing.T{}
+	f.Add(archive(t, []tar.Header{folder("a/", 0o500), file("a/f", "1"), link("l", "../.."), hard("h", "a/f"), file("a/.wh.f", "")}))
+	f.Add(archive(t, []tar.Header{link("l", "../victim"), file("l/x", "1"), file("l/.wh..wh..opq", "")}))
+	f.Add([]byte("not a tar"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		top := t.TempDir()
+		victim := filepath.Join(top, "victim")
+		if err := errors.Join(os.Mkdir(victim, 0o755), os.WriteFile(filepath.Join(victim, "file"), []byte("mine"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(top, "base")
+		err := unpack(t.Context(), rawImage{empty.Image, []v1.Layer{rawLayer{nil, b}}}, dir, false)
+		_ = removeTree(dir)
+		left, _ := os.ReadDir(top)
+		inside, _ := os.ReadDir(victim)
+		mine, _ := os.ReadFile(filepath.Join(victim, "file"))
+		if len(left) != 1 || len(inside) != 1 || string(mine) != "mine" {
+			t.Errorf("after %v: %v, %v, %q", err, left, inside, mine)
+		}
+	})
+}
+
+// No tar of the executor makes us fail in another way than with an error.
+func FuzzNormalise(f *testing.F) {
+	t := &testing.T{}
+	f.Add(archive(t, []tar.Header{folder("a/", 0o755), file("a/f", "1"), link("l", "a"), hard("h", "a/f"), file("a/.wh.x", "")}))
+	f.Add(archive(t, []tar.Header{file("a", "1"), file("a/b", "1"), file("./a", "2")}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		out := t.TempDir()
+		if err := os.WriteFile(filepath.Join(out, "0.tar"), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		root, err := os.OpenRoot(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		if l, err := normalise(root, "0.tar", nothing(t)); err == nil {
+			l.Close()
+		}
+	})
 }

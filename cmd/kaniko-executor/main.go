@@ -49,9 +49,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		// A build argument may hold commas.
 		DisableSliceFlagSeparator: true,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "context", Aliases: []string{"c"}, Usage: "folder that COPY reads from; dir:// may stand before it", Value: "."},
-			&cli.StringFlag{Name: "dockerfile", Aliases: []string{"f"}, Usage: "path of the Dockerfile, as it is or below the context", Value: "Dockerfile"},
-			&cli.StringSliceFlag{Name: "destination", Aliases: []string{"d"}, Usage: "push the image there; may be repeated"},
+			&cli.StringFlag{Name: "context", Usage: "folder that COPY reads from; dir:// may stand before it", Value: "."},
+			&cli.StringFlag{Name: "dockerfile", Usage: "path of the Dockerfile, as it is or below the context", Value: "Dockerfile"},
+			&cli.StringSliceFlag{Name: "destination", Usage: "push the image there; may be repeated"},
 			&cli.StringSliceFlag{Name: "build-arg", Usage: "KEY=value, or KEY for the environment's value; may be repeated"},
 			&cli.StringFlag{Name: "target", Usage: "name of the stage to build"},
 			&cli.StringFlag{Name: "digest-file", Usage: "write the image's digest to this file"},
@@ -61,7 +61,24 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		},
 		Action: func(c *cli.Context) error { return runBuild(c, getenv, stdout, stderr) },
 	}
-	return cliapp.Run(ctx, app, args, stdout, stderr, nil)
+	return cliapp.Run(ctx, app, longFlags(args), stdout, stderr, nil)
+}
+
+// longFlags spells kaniko's short flags out. Aliases would do, but the library
+// refuses a flag that is used in both forms, as scripts do.
+func longFlags(args []string) []string {
+	long := map[string]string{"-c": "--context", "-f": "--dockerfile", "-d": "--destination"}
+	var out []string
+	for _, a := range args {
+		name, value, ok := strings.Cut(a, "=")
+		if l := long[name]; l != "" && ok {
+			a = l + "=" + value
+		} else if l != "" {
+			a = l
+		}
+		out = append(out, a)
+	}
+	return out
 }
 
 func runBuild(c *cli.Context, getenv func(string) string, stdout, stderr io.Writer) error {

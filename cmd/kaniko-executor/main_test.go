@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
+	runpkg "github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
@@ -144,6 +145,7 @@ func TestBuildAndPush(t *testing.T) {
 		err := cmd.Run()
 		return stdout.String(), stderr.String(), err
 	}
+	forbidden(t, program, dir, host)
 	_, stderr, err := call()
 	var exited *exec.ExitError
 	if !errors.As(err, &exited) || exited.ExitCode() != 78 || !strings.Contains(stderr, "E1303") || !strings.Contains(stderr, "CI_REGISTRY_PASSWORD") {
@@ -187,4 +189,24 @@ func TestBuildAndPush(t *testing.T) {
 	if err != nil || again != stdout || !strings.Contains(stderr, "nothing to build") {
 		t.Errorf("again: %q, %v, %s", again, err, stderr)
 	}
+}
+
+// forbidden runs the program where no sandbox is possible: inside one.
+func forbidden(t *testing.T, program, dir, host string) {
+	t.Helper()
+	var stderr bytes.Buffer
+	p, err := sandbox.Start(t.Context(), sandbox.Spec{
+		Root: t.TempDir(), Binds: []sandbox.Bind{{Source: program, Target: "/x", ReadOnly: true}, {Source: dir, Target: "/context", ReadOnly: true}},
+		Argv:   []string{"/x", "--context", "/context", "--dockerfile", "docker/Dockerfile", "--destination", host + "/team/app:1"},
+		Stderr: &stderr,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.Wait()
+	var exited *runpkg.ExitError
+	if !errors.As(err, &exited) || exited.Code != 77 || !strings.Contains(stderr.String(), "CAP_SYS_ADMIN") || !strings.Contains(stderr.String(), "E1103") || !strings.Contains(stderr.String(), "without a Dockerfile") {
+		t.Errorf("%v: %s", err, stderr.String())
+	}
+	t.Logf("%s", stderr.String())
 }
