@@ -1,6 +1,7 @@
 package gitlabci_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,6 +44,37 @@ func TestTemplatesCallWhatExists(t *testing.T) {
 				if !slices.Contains(stages, s) {
 					t.Errorf("%s: job %s: no stage %q", f, c.Job, s)
 				}
+			}
+		}
+	}
+}
+
+// TestLockFilesNameNoRegistry keeps a lock file usable behind any registry.
+func TestLockFilesNameNoRegistry(t *testing.T) {
+	files, err := filepath.Glob(root + "/examples/*/package-lock.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no lock files: %v", err)
+	}
+	for _, f := range append(files, root+"/tools/package-lock.json") {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lock struct {
+			Packages map[string]struct {
+				Resolved, Integrity string
+				Link                bool
+			}
+		}
+		if err := json.Unmarshal(data, &lock); err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+		if len(lock.Packages) < 2 {
+			t.Errorf("%s locks nothing", f)
+		}
+		for name, p := range lock.Packages {
+			if p.Resolved != "" || (name != "" && !p.Link && p.Integrity == "") {
+				t.Errorf("%s: %s: resolved %q, integrity %q", f, name, p.Resolved, p.Integrity)
 			}
 		}
 	}

@@ -136,7 +136,7 @@ test('concurrency is per function, and nobody waits for ever', async (t) => {
     exports.free = async () => { const n = open.length; open.splice(0).forEach((r) => r()); return String(n); };
     exports.stuck = async () => { console.log('in stuck'); await new Promise(() => {}); };
   ` };
-  const p = await launch(t, { files, functions: [fn('one', { concurrency: 1 }), fn('free'), fn('stuck', { concurrency: 1, timeoutMs: 40 })] });
+  const p = await launch(t, { files, functions: [fn('one', { concurrency: 1 }), fn('free'), fn('stuck', { concurrency: 1, timeoutMs: 600 })] });
   const free = async () => {
     while ((await p.request('/free')).text === '0');
   };
@@ -146,8 +146,10 @@ test('concurrency is per function, and nobody waits for ever', async (t) => {
   await free();
   assert.deepStrictEqual((await both).map((r) => r.text), ['1', '1']);
   // A handler that never ends keeps its slot for one more time-out only.
-  const statuses = (await Promise.all([p.request('/stuck'), p.request('/stuck')])).map((r) => [r.status, r.json().errorType]);
-  assert.deepStrictEqual(statuses.sort(), [[503, 'Overloaded'], [504, 'Timeout']]);
+  const first = p.request('/stuck');
+  await p.line((l) => l.msg === 'in stuck');
+  const statuses = (await Promise.all([first, p.request('/stuck')])).map((r) => [r.status, r.json().errorType]);
+  assert.deepStrictEqual(statuses, [[504, 'Timeout'], [503, 'Overloaded']]);
   await p.line((l) => /its slot is given to others/.test(l.msg));
   assert.strictEqual((await p.request('/stuck')).status, 504);
   assert.strictEqual(p.lines.filter((l) => l.msg === 'in stuck').length, 2);
