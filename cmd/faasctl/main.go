@@ -12,9 +12,11 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
 func main() {
+	sandbox.Main() // units and build commands run in sandboxes that this program sets up
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args, os.Getenv, os.Stdout, os.Stderr))
@@ -35,6 +37,7 @@ func commands(getenv func(string) string) []*cli.Command {
 	return []*cli.Command{
 		bundleCommand(getenv),
 		imageCommand(getenv),
+		localCommand(getenv),
 		ossCommand(getenv),
 	}
 }

@@ -17,12 +17,16 @@ type logFile struct {
 	mu   sync.Mutex
 	f    *os.File
 	size int64
+	gone bool // removed: what is still written has no place any more
 }
 
 // Write never fails: a full disk must not stop a function.
 func (l *logFile) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.gone {
+		return len(p), nil
+	}
 	if l.f != nil && l.size+int64(len(p)) > l.max {
 		l.close()
 		_ = os.Rename(l.name, l.name+".1")
@@ -58,7 +62,10 @@ func (l *logFile) Close() {
 
 // remove forgets what was written.
 func (l *logFile) remove() error {
-	l.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.close()
+	l.gone = true
 	return errors.Join(removeFile(l.name), removeFile(l.name+".1"))
 }
 
