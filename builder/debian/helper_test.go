@@ -122,6 +122,13 @@ func needApt(t testing.TB) {
 	}
 }
 
+func long(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("runs apt many times")
+	}
+}
+
 func newRepo(t testing.TB, debs ...deb) *repo {
 	t.Helper()
 	needApt(t)

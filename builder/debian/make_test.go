@@ -125,6 +125,7 @@ func TestSameDigestElsewhere(t *testing.T) {
 }
 
 func TestSecondBuildReuses(t *testing.T) {
+	long(t)
 	r := newRepo(t, basics("18.20.4-1")...)
 	b := r.builder()
 	b.ListsAge = 0
@@ -204,6 +205,7 @@ func TestOfflineUsesWhatIsThere(t *testing.T) {
 }
 
 func TestFilesAreTheirOwnLayer(t *testing.T) {
+	long(t)
 	r := newRepo(t, basics("18.20.4-1")...)
 	b := r.builder()
 	recipe := recipe18()
@@ -300,6 +302,7 @@ func TestHasMajor(t *testing.T) {
 }
 
 func TestBuildRefuses(t *testing.T) {
+	long(t)
 	change := func(i int, f func(*deb)) []deb {
 		all := basics("18.20.4-1")
 		f(&all[i])
@@ -345,6 +348,7 @@ func TestBuildRefuses(t *testing.T) {
 }
 
 func TestMirrorFaults(t *testing.T) {
+	long(t)
 	fault := func(h http.HandlerFunc) func(*repo) { return func(r *repo) { r.answer.Store(&h) } }
 	for name, c := range map[string]struct {
 		damage func(*repo)
@@ -406,6 +410,7 @@ func TestNoApt(t *testing.T) {
 }
 
 func TestAptTroubles(t *testing.T) {
+	long(t)
 	for name, c := range map[string]struct {
 		script string
 		want   error
@@ -483,6 +488,7 @@ func TestBuildersTakeTurns(t *testing.T) {
 }
 
 func TestPrune(t *testing.T) {
+	long(t)
 	r := newRepo(t, basics("18.20.4-1")...)
 	b := r.builder()
 	if _, err := b.Build(t.Context(), recipe18(), Options{}); err != nil {

@@ -81,6 +81,9 @@ func npmTree(ctx context.Context, t *tree, r io.Reader) error {
 		if h.Typeflag != tar.TypeReg || !below || t.end+h.Size > maxBytes || len(t.nodes) > maxEntries {
 			return fmt.Errorf("%w: %s", ErrUnsafe, h.Name)
 		}
+		if err := dense(h); err != nil {
+			return err
+		}
 		mode := fs.FileMode(0o644)
 		if h.Mode&0o111 != 0 {
 			mode = 0o755

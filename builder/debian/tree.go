@@ -152,6 +152,9 @@ func (t *tree) addHeader(from *source, h *tar.Header, body io.Reader) error {
 			n.mode |= fs.ModeSticky
 		}
 	case tar.TypeReg:
+		if err := dense(h); err != nil {
+			return err
+		}
 		if h.Size < 0 || t.end+h.Size > maxBytes {
 			return fmt.Errorf("%w: more than %d bytes", ErrUnsafe, int64(maxBytes))
 		}
@@ -187,6 +190,17 @@ func (t *tree) addHeader(from *source, h *tar.Header, body io.Reader) error {
 		return fmt.Errorf("%w: %s is a device or of an unknown type (%q)", ErrUnsafe, name, string(h.Typeflag))
 	}
 	return t.put(name, n)
+}
+
+// dense refuses files with holes: a few bytes of archive would become
+// gigabytes. No package tool writes them.
+func dense(h *tar.Header) error {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return fmt.Errorf("%w: %s is a file with holes", ErrUnsafe, h.Name)
+		}
+	}
+	return nil
 }
 
 // mergedLink keeps a link right that moved into /usr with its package: it is

@@ -147,6 +147,39 @@ func TestTreeTruncatedArchive(t *testing.T) {
 	}
 }
 
+// TestTreeRefusesHoles: a kilobyte that says it is a terabyte.
+func TestTreeRefusesHoles(t *testing.T) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	body := "1\n0\n0\n" + strings.Repeat("\x00", 506)
+	if err := w.WriteHeader(&tar.Header{Name: "p/bomb", Typeflag: tar.TypeReg, Size: int64(len(body)), Mode: 0o644, PAXRecords: map[string]string{
+		"ABC.sparse.major": "1", "ABC.sparse.minor": "0", "ABC.sparse.name": "p/bomb", "ABC.sparse.realsize": "1099511627776"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte(body)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data := bytes.ReplaceAll(buf.Bytes(), []byte("ABC.sparse"), []byte("GNU.sparse")) // the writer refuses to
+	h, err := tar.NewReader(bytes.NewReader(data)).Next()
+	if err != nil || h.Size != 1<<40 {
+		t.Fatalf("the test's archive: %v %v", h, err)
+	}
+	tr, err := newTree(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.close()
+	if err := tr.addTar(t.Context(), source{name: "evil"}, bytes.NewReader(data)); !errors.Is(err, ErrUnsafe) || tr.end != 0 {
+		t.Errorf("got %v after %d bytes", err, tr.end)
+	}
+	if err := npmTree(t.Context(), tr, bytes.NewReader(data)); !errors.Is(err, ErrUnsafe) {
+		t.Errorf("npm's archive: %v", err)
+	}
+}
+
 // TestLayerIsPinned fails when the same packages give other bytes: then
 // generation must be raised, or caches would keep serving the old layer.
 func TestLayerIsPinned(t *testing.T) {
