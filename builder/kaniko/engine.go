@@ -227,7 +227,7 @@ func (e *Engine) build(ctx context.Context, r *registry, src Source, cache *name
 			return res, err
 		}
 	}
-	img, layers, err := e.execute(ctx, r, work, src, base, &res)
+	img, layers, err := e.execute(ctx, r, work, src, from{base, d.Base}, &res)
 	if err != nil {
 		return res, err
 	}
@@ -317,8 +317,14 @@ func argList(args map[string]string) []string {
 	return list
 }
 
+// from is a base image and how it was called.
+type from struct {
+	v1.Image
+	ref string
+}
+
 // execute carries the instructions out in a sandbox.
-func (e *Engine) execute(ctx context.Context, r *registry, work string, src Source, base v1.Image, res *Result) (v1.Image, []titled, error) {
+func (e *Engine) execute(ctx context.Context, r *registry, work string, src Source, base from, res *Result) (v1.Image, []titled, error) {
 	mode, reason := e.o.Mode, ""
 	if mode == "" {
 		if mode, reason = sandbox.Detect(ctx); ctx.Err() != nil {
@@ -336,7 +342,7 @@ func (e *Engine) execute(ctx context.Context, r *registry, work string, src Sour
 	inside := filepath.Join(work, "kaniko")
 	out := filepath.Join(inside, "out")
 	order := Order{Dockerfile: src.Dockerfile, Args: argList(src.Args), Target: src.Target, Platform: "linux/" + runtime.GOARCH}
-	if base != empty.Image {
+	if base.Image != empty.Image {
 		if order.Manifest, err = base.RawManifest(); err == nil {
 			order.Config, err = base.RawConfigFile()
 		}
@@ -366,7 +372,7 @@ func (e *Engine) execute(ctx context.Context, r *registry, work string, src Sour
 		return nil, nil, fmt.Errorf("kaniko: %w", err)
 	}
 	defer below.root.Close()
-	img, layers, err := assemble(base, below, out, outcome)
+	img, layers, err := assemble(base.Image, below, out, e.o.TmpDir, outcome)
 	var input *builder.InputError
 	if err != nil && !errors.As(err, &input) {
 		err = fmt.Errorf("kaniko: assemble the image: %w", err)
@@ -375,25 +381,25 @@ func (e *Engine) execute(ctx context.Context, r *registry, work string, src Sour
 }
 
 // lower is the folder with the base's files, unpacked now or before.
-func (e *Engine) lower(ctx context.Context, r *registry, work string, base v1.Image, mode sandbox.Mode) (string, error) {
+func (e *Engine) lower(ctx context.Context, r *registry, work string, base from, mode sandbox.Mode) (string, error) {
 	digest, err := base.Digest()
 	if err != nil {
 		return "", fmt.Errorf("kaniko: %w", err)
 	}
 	dir := filepath.Join(work, "base")
-	if e.o.CacheDir != "" && base != empty.Image {
-		// A user namespace sees its own owners only, so its copy is another.
-		dir = filepath.Join(e.o.CacheDir, "base", string(mode)+"-"+digest.Hex)
+	if e.o.CacheDir != "" && base.Image != empty.Image {
+		// A user namespace sees its own owner only, so its copy is another.
+		dir = filepath.Join(e.o.CacheDir, "base", fmt.Sprintf("%s-%d-%s", mode, os.Geteuid(), digest.Hex))
 	}
 	if st, err := os.Stat(dir); err == nil && st.IsDir() {
 		return dir, nil
 	}
 	fmt.Fprintf(e.log, "unpacking the base image %s\n", digest)
-	if err := unpack(ctx, base, dir, mode == sandbox.Root); err != nil {
+	if err := unpack(ctx, base.Image, dir, mode == sandbox.Root); err != nil {
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
-		return "", r.failed("unpack", "the base image "+digest.String(), err)
+		return "", r.failed("unpack", base.ref, err)
 	}
 	return dir, nil
 }

@@ -38,7 +38,7 @@ const maxConfig = 4 << 20
 // it should be, and links in it lead nowhere. Times are set to 0, entries
 // sorted, and what is only as it was in the base is left out, so that equal
 // content gives an equal digest. The caller closes the layers.
-func assemble(base v1.Image, below *known, out string, o Outcome) (_ v1.Image, _ []titled, err error) {
+func assemble(base v1.Image, below *known, out, tmp string, o Outcome) (_ v1.Image, _ []titled, err error) {
 	root, err := os.OpenRoot(out)
 	if err != nil {
 		return nil, nil, err
@@ -68,7 +68,7 @@ func assemble(base v1.Image, below *known, out string, o Outcome) (_ v1.Image, _
 	}()
 	var adds []mutate.Addendum
 	for i := range o.Layers {
-		l, err := normalise(root, fmt.Sprintf("%d.tar", i), below)
+		l, err := normalise(root, fmt.Sprintf("%d.tar", i), tmp, below)
 		if err != nil {
 			return nil, layers, err
 		}
@@ -135,7 +135,7 @@ type tarEntry struct {
 
 // normalise writes the executor's layer once more: sorted, without times and
 // names of owners, hard links after what they link to.
-func normalise(root *os.Root, name string, below *known) (*layer.Layer, error) {
+func normalise(root *os.Root, name, tmp string, below *known) (*layer.Layer, error) {
 	f, err := openRegular(root, name)
 	if err != nil {
 		return nil, err
@@ -146,7 +146,7 @@ func normalise(root *os.Root, name string, below *known) (*layer.Layer, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	entries = below.drop(entries, f)
-	w, err := layer.NewWriter("", layer.Gzip)
+	w, err := layer.NewWriter(tmp, layer.Gzip)
 	if err != nil {
 		return nil, err
 	}

@@ -215,7 +215,7 @@ func TestAssembleHostile(t *testing.T) {
 			if err := prepare(out); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := assemble(empty.Image, nothing(t), out, Outcome{Layers: 1}); err == nil {
+			if _, _, err := assemble(empty.Image, nothing(t), out, "", Outcome{Layers: 1}); err == nil {
 				t.Error("accepted")
 			}
 		})
@@ -253,7 +253,7 @@ func TestDropsWhatTheBaseHas(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer root.Close()
-		l, err := normalise(root, "0.tar", k)
+		l, err := normalise(root, "0.tar", "", k)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -408,7 +408,7 @@ func FuzzNormalise(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer root.Close()
-		if l, err := normalise(root, "0.tar", nothing(t)); err == nil {
+		if l, err := normalise(root, "0.tar", "", nothing(t)); err == nil {
 			l.Close()
 		}
 	})
