@@ -7,6 +7,7 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -20,7 +21,8 @@ type Engine interface {
 	//
 	// Errors: [*InputError] when the request's own content is wrong (the
 	// developer can act); [*Unavailable] when a registry or package source
-	// did not answer (a later try may help); ctx's error.
+	// did not answer (a later try may help); [ErrDenied] and [ErrNoBase] in
+	// the chain; ctx's cause.
 	// Nothing half-pushed is ever tagged.
 	Build(ctx context.Context, req Request) (Image, error)
 }
@@ -113,6 +115,14 @@ type Layer struct {
 	Size   int64  `json:"size"` // compressed bytes
 	Reused bool   `json:"reused"`
 }
+
+// ErrDenied is in the chain when a registry refuses the credentials, or there
+// are none for it.
+var ErrDenied = errors.New("access denied")
+
+// ErrNoBase is in the chain when the base image, or a part of it, is not where
+// the request says.
+var ErrNoBase = errors.New("the base image is not there")
 
 // InputError is a request that can't be built because of its own content: a
 // lock file out of step, a file that vanished, a failing build command.

@@ -43,8 +43,8 @@ type Entry struct {
 type Writer struct {
 	spool  *Spool
 	comp   Compressor
-	raw    counter
-	cooked counter
+	raw    *counter
+	cooked *counter
 	z      io.WriteCloser
 	zbuf   *bufio.Writer
 	tar    *tar.Writer
@@ -60,19 +60,24 @@ func NewWriter(dir string, c Compressor) (*Writer, error) {
 }
 
 func newWriter(s *Spool, c Compressor) (*Writer, error) {
-	w := &Writer{spool: s, comp: c, seen: map[string]byte{}}
-	w.raw.h, w.cooked.h = sha256.New(), sha256.New()
-	w.cooked.w = s
-	z, err := c.writer(&w.cooked)
+	out := &counter{w: s, h: sha256.New()}
+	z, err := c.writer(out)
 	if err != nil {
 		return nil, err
 	}
-	w.z = z
+	w := openWriter(s, c, z)
+	w.cooked = out
+	return w, nil
+}
+
+// openWriter starts a layer whose tar stream goes to z.
+func openWriter(s *Spool, c Compressor, z io.WriteCloser) *Writer {
+	w := &Writer{spool: s, comp: c, seen: map[string]byte{}, z: z, cooked: &counter{h: sha256.New()}}
 	// The tar writer makes many small writes; compressors like big ones.
 	w.zbuf = bufio.NewWriterSize(z, 64<<10)
-	w.raw.w = w.zbuf
-	w.tar = tar.NewWriter(&w.raw)
-	return w, nil
+	w.raw = &counter{w: w.zbuf, h: sha256.New()}
+	w.tar = tar.NewWriter(w.raw)
+	return w
 }
 
 // counter counts and hashes what it hands on.

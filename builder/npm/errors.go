@@ -112,17 +112,22 @@ type FetchError struct {
 }
 
 func (e *FetchError) Error() string {
-	s := fmt.Sprintf("fetch %s: %s", e.Package, e.Host)
-	if e.Status != 0 {
-		s += fmt.Sprintf(" answered %d", e.Status)
-	}
-	if e.Err != nil {
-		s += ": " + e.Err.Error()
-	}
+	s := fmt.Sprintf("fetch %s: %s: %s", e.Package, e.Host, e.Reason())
 	if e.Attempts > 1 {
 		s += fmt.Sprintf(" (tried %d times)", e.Attempts)
 	}
 	return s
+}
+
+// Reason is the message without package, host and number of tries.
+func (e *FetchError) Reason() string {
+	switch {
+	case e.Status == 0 && e.Err != nil:
+		return e.Err.Error()
+	case e.Err != nil:
+		return fmt.Sprintf("answered %d: %v", e.Status, e.Err)
+	}
+	return fmt.Sprintf("answered %d", e.Status)
 }
 
 func (e *FetchError) Unwrap() error { return e.Err }

@@ -2,6 +2,7 @@ package npm
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -375,6 +376,19 @@ func (f binField) files(pkg string) map[string]string {
 		if name != "/" && name != "." && file != "" && !strings.ContainsRune(name+file, 0) {
 			out[name] = file
 		}
+	}
+	return out
+}
+
+// Parts is everything that decides the plan's content, for a key: equal parts,
+// equal layers.
+func (p Plan) Parts() []string {
+	var out []string
+	for _, k := range p.Packages {
+		out = append(out, k.Place, k.Name, k.Version, k.Integrity)
+	}
+	for _, place := range slices.Sorted(maps.Keys(p.bins)) {
+		out = append(out, place, p.bins[place])
 	}
 	return out
 }

@@ -35,27 +35,38 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "registry: %s: %s", e.Op, e.Host)
-	if e.Status != 0 {
-		fmt.Fprintf(&b, " answered %d %s", e.Status, http.StatusText(e.Status))
+	s := "registry: " + e.Op + ": " + e.Host
+	if e.Status == 0 {
+		s += ":"
 	}
-	if len(e.Codes) > 0 {
-		fmt.Fprintf(&b, " (%s)", strings.Join(e.Codes, ", "))
+	s += " " + e.Reason()
+	if e.Attempts > 1 {
+		s += fmt.Sprintf(" (tried %d times)", e.Attempts)
+	}
+	return s
+}
+
+// Reason is the message without operation, host and number of tries.
+func (e *Error) Reason() string {
+	var parts []string
+	if e.Status != 0 {
+		s := fmt.Sprintf("answered %d %s", e.Status, http.StatusText(e.Status))
+		if len(e.Codes) > 0 {
+			s += " (" + strings.Join(e.Codes, ", ") + ")"
+		}
+		parts = append(parts, s)
 	}
 	if e.Message != "" {
-		fmt.Fprintf(&b, ": %s", e.Message)
+		parts = append(parts, e.Message)
 	}
 	if e.Err != nil {
-		fmt.Fprintf(&b, ": %v", e.Err)
+		parts = append(parts, e.Err.Error())
 	}
+	s := strings.Join(parts, ": ")
 	if e.Wait > 0 {
-		fmt.Fprintf(&b, "; it asks to wait %v", e.Wait)
+		s += fmt.Sprintf("; it asks to wait %v", e.Wait)
 	}
-	if e.Attempts > 1 {
-		fmt.Fprintf(&b, " (tried %d times)", e.Attempts)
-	}
-	return b.String()
+	return s
 }
 
 func (e *Error) Unwrap() error { return e.Err }

@@ -1,0 +1,220 @@
+package builder
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kuroko-faas/kuroko/builder/layer"
+	"github.com/kuroko-faas/kuroko/builder/registry"
+)
+
+// transfers is how many blobs are on their way to a registry at once.
+const transfers = 8
+
+// bigEnoughToAsk is the size from which asking whether a new layer is there
+// costs less than sending it.
+const bigEnoughToAsk = 4 << 20
+
+// build is one image on its way.
+type build struct {
+	e       *Layers
+	s       *registry.Session
+	req     Request
+	force   bool // believe no memo about what the repository holds
+	up      *errgroup.Group
+	upCtx   context.Context
+	sandbox string
+}
+
+// part is a layer of ours. reused is settled when all transfers have ended.
+type part struct {
+	titled
+	reused bool
+}
+
+// assemble makes all parts at once and pushes each as soon as it is there,
+// then configuration and manifest. Nothing is tagged before everything is up.
+func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request, tag name.Tag, force bool) (Image, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	b := &build{e: e, s: s, req: req, force: force}
+	b.up, b.upCtx = errgroup.WithContext(ctx)
+	b.up.SetLimit(transfers)
+	var base *baseImage
+	var baseReused []bool
+	parts := make([]*part, len(req.Layers)+2) // trees, dependencies, code
+	// A transfer that fails ends the work as well, with its reason.
+	work, wctx := errgroup.WithContext(b.upCtx)
+	work.Go(func() (err error) {
+		if base, err = e.base(wctx, s, req.Base); err != nil {
+			return err
+		}
+		baseReused = make([]bool, len(base.manifest.Layers))
+		for i, l := range base.manifest.Layers {
+			b.up.Go(func() (err error) {
+				baseReused[i], err = b.baseLayer(b.upCtx, l)
+				return err
+			})
+		}
+		return nil
+	})
+	trees := append(append([]Tree{}, req.Layers...), req.Code)
+	layers := make([]*layer.Layer, len(trees))
+	defer func() {
+		for _, l := range layers {
+			if l != nil {
+				l.Close()
+			}
+		}
+	}()
+	for i, t := range trees {
+		shared := i < len(req.Layers) // adapters and plugins are in many images
+		at := i
+		if !shared {
+			at++ // behind the dependencies
+		}
+		work.Go(func() error {
+			l, err := layer.FromTree(wctx, e.o.TempDir, layer.Gzip, t.layer())
+			if err != nil {
+				return treeError(t, err)
+			}
+			layers[i] = l
+			p := &part{titled: titled{t.Title, l.Info()}}
+			if p.title == "" {
+				p.title = "files"
+			}
+			parts[at] = p
+			b.up.Go(func() (err error) {
+				ask := shared || l.Info().Size >= bigEnoughToAsk
+				p.reused, err = b.ensure(b.upCtx, blobOf(p.title, l), nil, ask)
+				return err
+			})
+			return nil
+		})
+	}
+	if req.Dependencies != nil {
+		work.Go(func() (err error) {
+			parts[len(req.Layers)], err = b.dependencies(wctx)
+			return err
+		})
+	}
+	err := work.Wait()
+	var config, manifest []byte
+	if err == nil {
+		config, manifest, err = compose(base, req.Base.DigestStr(), titles(parts), req.Config)
+	}
+	if err != nil {
+		cancel(err)
+	} else {
+		b.up.Go(func() error {
+			_, err := b.ensure(b.upCtx, bytesBlob("configuration", config), nil, false)
+			return err
+		})
+	}
+	uerr := b.up.Wait()
+	if err == nil {
+		err = uerr
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	if err := s.PutManifest(ctx, tag, types.OCIManifestSchema1, manifest); err != nil {
+		if errors.Is(err, registry.ErrBlobUnknown) {
+			e.memo.distrust(req.Repository, blobsOf(base, parts, config))
+		}
+		return Image{}, err
+	}
+	image := Image{Ref: req.Repository.Digest(sumOf(manifest).String()), Sandbox: b.sandbox}
+	for i, l := range base.manifest.Layers {
+		image.Layers = append(image.Layers, Layer{Title: "base", Digest: l.Digest.String(), Size: l.Size, Reused: baseReused[i]})
+	}
+	for _, p := range parts {
+		if p != nil {
+			image.Layers = append(image.Layers, Layer{Title: p.title, Digest: p.info.Digest.String(), Size: p.info.Size, Reused: p.reused})
+		}
+	}
+	return image, nil
+}
+
+func titles(parts []*part) []titled {
+	var out []titled
+	for _, p := range parts {
+		if p != nil {
+			out = append(out, p.titled)
+		}
+	}
+	return out
+}
+
+func blobsOf(base *baseImage, parts []*part, config []byte) []v1.Hash {
+	all := []v1.Hash{sumOf(config)}
+	for _, l := range base.manifest.Layers {
+		all = append(all, l.Digest)
+	}
+	for _, t := range titles(parts) {
+		all = append(all, t.info.Digest)
+	}
+	return all
+}
+
+func blobOf(title string, l *layer.Layer) registry.Blob {
+	i := l.Info()
+	return registry.Blob{Title: title + " layer", Digest: i.Digest, Size: i.Size, Open: func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(l.Open()), nil
+	}}
+}
+
+func bytesBlob(title string, b []byte) registry.Blob {
+	return registry.Blob{Title: title, Digest: sumOf(b), Size: int64(len(b)), Open: func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(b)), nil
+	}}
+}
+
+// ensure brings a blob into the image's repository. It sends nothing when the
+// repository is known to hold it, or says so when ask is set; then it tries to
+// mount it, from a repository of the caller's choice or one where this process
+// has seen it. reused means that no content was sent.
+func (b *build) ensure(ctx context.Context, blob registry.Blob, from *name.Repository, ask bool) (reused bool, err error) {
+	repo := b.req.Repository
+	if !b.force && b.e.memo.holds(repo, blob.Digest) {
+		return true, nil
+	}
+	if ask || b.force || blob.Open == nil {
+		held, err := b.s.HasBlob(ctx, repo, blob.Digest)
+		if err != nil {
+			return false, err
+		}
+		if held {
+			b.e.memo.saw(repo, blob.Digest)
+			return true, nil
+		}
+	}
+	if from == nil {
+		from = b.e.memo.elsewhere(repo, blob.Digest)
+	}
+	mounted, err := b.s.Push(ctx, repo, blob, from)
+	if err != nil {
+		return false, err
+	}
+	b.e.memo.saw(repo, blob.Digest)
+	return mounted, nil
+}
+
+// baseLayer brings a layer of the base: mounted from the base's repository, or
+// copied when that is in another registry or the mount is refused.
+func (b *build) baseLayer(ctx context.Context, d v1.Descriptor) (bool, error) {
+	from := b.req.Base.Context()
+	reused, err := b.ensure(ctx, b.s.Copy(from, d, "base layer"), &from, true)
+	if errors.Is(err, registry.ErrNotFound) {
+		err = fmt.Errorf("%w: %s: a layer is missing: %w", ErrNoBase, b.req.Base, err)
+	}
+	return reused, err
+}

@@ -1,0 +1,274 @@
+package builder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/kuroko-faas/kuroko/builder/layer"
+	"github.com/kuroko-faas/kuroko/builder/npm"
+	"github.com/kuroko-faas/kuroko/builder/registry"
+)
+
+// depsVersion is part of every dependency key: another way to write the layer
+// has to raise it.
+const depsVersion = "npm/1"
+
+// maxLock is more than any honest lock file has.
+const maxLock = 64 << 20
+
+// depsMemo is what is remembered of a dependency layer.
+type depsMemo struct {
+	layer.Info
+	Repo string `json:"repo"` // where it was pushed to last
+}
+
+// dependencies finds or makes the dependency layer and brings it into the
+// image's repository. nil means that there is nothing to install.
+func (b *build) dependencies(ctx context.Context) (*part, error) {
+	d := b.req.Dependencies
+	manifest, err := readInput(d.FS, d.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := readInput(d.FS, d.Lock)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := npm.Parse(manifest, lock)
+	var plan npm.Plan
+	if err == nil {
+		plan, err = parsed.Plan(b.e.npmPlatform())
+	}
+	foreign := errors.Is(err, npm.ErrNeedsInstaller)
+	if err != nil && !foreign {
+		return nil, err
+	}
+	var key string
+	switch {
+	case foreign:
+		// npm reads more than the plan: all of both files takes part.
+		key = b.depsKey("installer", string(manifest), string(lock))
+	case plan.Empty():
+		return nil, nil
+	default:
+		key = b.depsKey(plan.Parts()...)
+	}
+	// Several images with the same dependencies at once: one makes the layer,
+	// the others mount it.
+	unlock := b.e.memo.lock("deps " + key)
+	defer unlock()
+	if p, err := b.knownDeps(ctx, key); p != nil || err != nil {
+		return p, err
+	}
+	l, err := b.makeDeps(ctx, plan, foreign, manifest, lock)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	p := &part{titled: titled{"dependencies", l.Info()}}
+	if p.reused, err = b.ensure(ctx, blobOf(p.title, l), nil, true); err != nil {
+		return nil, err
+	}
+	b.remember(key, p.info)
+	b.offer(ctx, key, p.info)
+	return p, nil
+}
+
+// depsKey is the key of a dependency layer: what is installed, for what, how
+// it is written.
+func (b *build) depsKey(parts ...string) string {
+	return new(Keyer).Add(depsVersion, layer.Gzip.ID(), b.e.o.Platform.String(), b.req.Base.DigestStr(),
+		strings.Trim(b.req.Dependencies.Prefix, "/")).Add(parts...).Sum()
+}
+
+func readInput(fsys fs.FS, file string) ([]byte, error) {
+	if fsys == nil {
+		return nil, errors.New("builder: dependencies without a file system")
+	}
+	info, err := fs.Stat(fsys, file)
+	if err == nil && info.Size() > maxLock {
+		err = fmt.Errorf("%d bytes are too many", info.Size())
+	}
+	var b []byte
+	if err == nil {
+		b, err = fs.ReadFile(fsys, file)
+	}
+	if err != nil {
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err
+		}
+		return nil, &InputError{What: "read " + file, Next: "commit " + file, Err: err}
+	}
+	return b, nil
+}
+
+func (e *Layers) npmPlatform() npm.Platform {
+	p := npm.Platform{OS: e.o.Platform.OS, CPU: e.o.Platform.Architecture, Libc: "glibc"}
+	switch p.CPU {
+	case "amd64":
+		p.CPU = "x64"
+	case "386":
+		p.CPU = "ia32"
+	}
+	return p
+}
+
+// knownDeps looks for a layer that somebody has made already; nil when there
+// is none or it can't be had any more.
+func (b *build) knownDeps(ctx context.Context, key string) (*part, error) {
+	var m depsMemo
+	if b.e.memo.load("deps", key, &m) && plausible(m.Info) {
+		p := &part{titled: titled{"dependencies", m.Info}, reused: true}
+		from, err := name.NewRepository(m.Repo)
+		var source *name.Repository
+		if err == nil && from.RegistryStr() == b.req.Repository.RegistryStr() && from.Name() != b.req.Repository.Name() {
+			source = &from
+		}
+		switch _, err := b.ensure(ctx, registry.Blob{Title: "dependencies layer", Digest: m.Digest, Size: m.Size}, source, true); {
+		case err == nil:
+			return p, nil
+		case !errors.Is(err, registry.ErrNoContent):
+			return nil, err
+		}
+	}
+	repo := b.cacheRepo()
+	found, err := b.s.Manifest(ctx, keyTag(repo, "deps-", key))
+	if errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrDenied) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, ok := readDeps(found.Raw, key)
+	if !ok {
+		return nil, nil // not ours, or not for this key: made anew
+	}
+	p := &part{titled: titled{"dependencies", info}, reused: true}
+	if repo.Name() == b.req.Repository.Name() && !b.force {
+		// A registry keeps what a manifest names.
+		b.e.memo.saw(repo, info.Digest)
+		b.remember(key, info)
+		return p, nil
+	}
+	_, err = b.ensure(ctx, b.s.Copy(repo, info.Descriptor(), "dependencies layer"), &repo, true)
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil, nil // the manifest outlived its layer
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.remember(key, info)
+	return p, nil
+}
+
+func (b *build) remember(key string, info layer.Info) {
+	b.e.memo.save("deps", key, depsMemo{info, b.req.Repository.Name()})
+}
+
+// cacheRepo holds the index of dependency layers: the shared repository, or
+// the image's own, which nobody can write to who could not write the image.
+func (b *build) cacheRepo() name.Repository {
+	if b.e.o.CacheRepo.RepositoryStr() != "" {
+		return b.e.o.CacheRepo
+	}
+	return b.req.Repository
+}
+
+// makeDeps writes the layer from the lock file, or has npm do it where only
+// npm can.
+func (b *build) makeDeps(ctx context.Context, plan npm.Plan, foreign bool, manifest, lock []byte) (*layer.Layer, error) {
+	e, d := b.e, b.req.Dependencies
+	if !foreign {
+		w, err := layer.NewWriter(e.o.TempDir, layer.Gzip)
+		if err != nil {
+			return nil, err
+		}
+		defer w.Abort()
+		f := &npm.Fetcher{Registry: d.Registry, Scopes: e.o.NPMScopes, Authorize: e.o.NPMAuthorize, Client: e.npm, Cache: e.o.NPMCache,
+			Temp: e.o.TempDir, Attempts: e.o.Attempts, Delay: e.o.Delay}
+		err = f.Write(ctx, w, d.Prefix, plan)
+		if err == nil {
+			return w.Close()
+		}
+		if !errors.Is(err, npm.ErrNeedsInstaller) {
+			return nil, err
+		}
+	}
+	l, sandbox, err := install(ctx, e.o, d, manifest, lock)
+	b.sandbox = sandbox
+	return l, err
+}
+
+// The annotations of a dependency image's only layer.
+const (
+	noteKey    = "io.kuroko.deps.key"
+	noteDiffID = "io.kuroko.deps.diffid"
+)
+
+// offer stores the layer as an image of one layer, so that others find it by
+// tag, mount it, and the registry keeps it. It is a courtesy: a registry that
+// does not take it costs the next machine some seconds.
+func (b *build) offer(ctx context.Context, key string, info layer.Info) {
+	repo := b.cacheRepo()
+	own := repo.Name() == b.req.Repository.Name()
+	if !own && !b.e.o.CacheWrite {
+		return
+	}
+	if !own {
+		from := b.req.Repository
+		if _, err := b.s.Push(ctx, repo, registry.Blob{Digest: info.Digest, Size: info.Size}, &from); err != nil {
+			blob := b.s.Copy(from, info.Descriptor(), "dependencies layer")
+			if _, err := b.s.Push(ctx, repo, blob, nil); err != nil {
+				return
+			}
+		}
+	}
+	p := b.e.o.Platform
+	config, err := json.Marshal(v1.ConfigFile{OS: p.OS, Architecture: p.Architecture, RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{info.DiffID}}})
+	if err != nil {
+		return
+	}
+	if _, err := b.s.Push(ctx, repo, bytesBlob("configuration", config), nil); err != nil {
+		return
+	}
+	if manifest, err := depsManifest(key, info, config); err == nil {
+		_ = b.s.PutManifest(ctx, keyTag(repo, "deps-", key), types.OCIManifestSchema1, manifest)
+	}
+}
+
+func depsManifest(key string, info layer.Info, config []byte) ([]byte, error) {
+	d := info.Descriptor()
+	d.Annotations = map[string]string{noteKey: key, noteDiffID: info.DiffID.String()}
+	return json.Marshal(v1.Manifest{
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
+		Config: v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: sumOf(config), Size: int64(len(config))},
+		Layers: []v1.Descriptor{d},
+	})
+}
+
+// readDeps reads a dependency image; false when it is not one of this key.
+func readDeps(raw []byte, key string) (layer.Info, bool) {
+	var m v1.Manifest
+	if json.Unmarshal(raw, &m) != nil || len(m.Layers) != 1 {
+		return layer.Info{}, false
+	}
+	l := m.Layers[0]
+	diff, err := v1.NewHash(l.Annotations[noteDiffID])
+	info := layer.Info{Digest: l.Digest, DiffID: diff, Size: l.Size, MediaType: l.MediaType}
+	return info, err == nil && l.Annotations[noteKey] == key && plausible(info)
+}
+
+// plausible refuses what can't be a layer of ours, wherever it was remembered.
+func plausible(i layer.Info) bool {
+	return i.Size > 0 && i.MediaType == layer.Gzip.MediaType() && len(i.Digest.Hex) == 64 && len(i.DiffID.Hex) == 64 &&
+		i.Digest.Algorithm == "sha256" && i.DiffID.Algorithm == "sha256"
+}

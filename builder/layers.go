@@ -1,0 +1,207 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kuroko-faas/kuroko/builder/registry"
+)
+
+// Options are a layer engine's settings. The zero value works: anonymous,
+// without anything kept between processes.
+type Options struct {
+	// Keychain finds registry credentials; nil is anonymous.
+	Keychain authn.Keychain
+	// Transport reaches registries and package registries; nil means Go's
+	// default, which reads the proxy settings of the environment.
+	Transport http.RoundTripper
+	// CacheDir keeps what is known about bases, dependency layers and what
+	// which repository holds: nothing that can't be found out again. Whoever
+	// can write to it can change what later builds contain; share it only
+	// among jobs that trust each other. "" keeps nothing.
+	CacheDir string
+	// NPMCache keeps package archives, checked each time they are used, so it
+	// may be shared with anybody. "" keeps nothing.
+	NPMCache string
+	// CacheRepo is a repository for dependency layers shared by several
+	// images. Without one, each image's own repository serves. A shared one
+	// has to be written to by protected refs alone: the integrity values of a
+	// lock file can't be checked against files that are unpacked already.
+	CacheRepo name.Repository
+	// CacheWrite allows writing to CacheRepo.
+	CacheWrite bool
+	// TempDir holds layers that are too big for memory; "" is the system's.
+	TempDir string
+	// Platform of the images; default linux/amd64.
+	Platform v1.Platform
+	// NPMScopes are other package registries by scope ("@team").
+	NPMScopes map[string]string
+	// NPMAuthorize adds credentials to requests to the package registries.
+	NPMAuthorize func(*http.Request)
+	// Install runs the real package manager for lock files that need it; nil
+	// means npm of this machine, in a sandbox where there is one.
+	Install Installer
+	// Attempts and Delay are those of [registry.Options].
+	Attempts int
+	Delay    time.Duration
+	// Trust is how long a repository is believed to hold a blob that was seen
+	// there; below the registry's garbage collection. Default 24 h.
+	Trust time.Duration
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+}
+
+// Installer installs the packages of a lock file into dir, which holds
+// package.json and package-lock.json and gets node_modules.
+type Installer interface {
+	// Install returns where foreign code ran: root, userns or none. A failing
+	// installation is an [*InputError].
+	Install(ctx context.Context, dir, registry string) (sandbox string, err error)
+}
+
+// Layers is the layer engine: base by digest, the request's trees,
+// dependencies from a lock file, code. It needs no rights on the machine
+// except where a package has to run its own install script.
+//
+// It is safe for concurrent use, and images built by one engine share what
+// they have in common.
+type Layers struct {
+	o    Options
+	reg  *registry.Client
+	npm  *http.Client
+	memo *memo
+}
+
+var _ Engine = (*Layers)(nil)
+
+// NewLayers makes an engine. It sends nothing.
+func NewLayers(o Options) (*Layers, error) {
+	if o.Platform.OS == "" {
+		o.Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
+	}
+	if o.Trust <= 0 {
+		o.Trust = 24 * time.Hour
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Transport == nil {
+		t := http.DefaultTransport.(*http.Transport).Clone()
+		t.MaxIdleConnsPerHost = 16
+		t.DisableCompression = true
+		o.Transport = t
+	}
+	if o.Install == nil {
+		o.Install = hostNPM{temp: o.TempDir}
+	}
+	for _, dir := range []string{o.CacheDir, o.NPMCache} {
+		if dir == "" {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("builder: make the cache folder: %w", err)
+		}
+	}
+	return &Layers{
+		o: o,
+		reg: registry.New(registry.Options{Keychain: o.Keychain, Transport: o.Transport, Attempts: o.Attempts, Delay: o.Delay,
+			Now: o.Now, UserAgent: "kuroko"}),
+		npm:  &http.Client{Transport: o.Transport},
+		memo: newMemo(o.CacheDir, o.Trust, o.Now),
+	}, nil
+}
+
+// Find looks for the image of an input key: one request. A Build of the same
+// key by the same engine then does not look again.
+func (e *Layers) Find(ctx context.Context, repo name.Repository, key string) (name.Digest, bool, error) {
+	return e.find(ctx, e.reg.Session(), repo, key)
+}
+
+func (e *Layers) find(ctx context.Context, s *registry.Session, repo name.Repository, key string) (name.Digest, bool, error) {
+	tag := keyTag(repo, "k-", key)
+	d, err := s.Head(ctx, tag, true)
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		e.memo.looked(tag)
+		return name.Digest{}, false, nil
+	case err != nil:
+		return name.Digest{}, false, explain("look for the image in "+repo.Name(), err)
+	}
+	e.memo.appeared(tag)
+	return repo.Digest(d.Digest.String()), true, nil
+}
+
+// Build implements [Engine].
+func (e *Layers) Build(ctx context.Context, req Request) (Image, error) {
+	if err := req.check(); err != nil {
+		return Image{}, err
+	}
+	s := e.reg.Session()
+	image, err := e.build(ctx, s, req)
+	image.Name, image.Key, image.Engine = req.Name, req.Key, "layers"
+	image.Requests, image.Uploaded = s.Requests(), s.Sent()
+	if err != nil {
+		if ctx.Err() != nil {
+			return image, context.Cause(ctx)
+		}
+		return image, explain("push "+req.Repository.Name(), err)
+	}
+	return image, nil
+}
+
+func (r *Request) check() error {
+	switch {
+	case r.Dockerfile != nil:
+		return errors.New("builder: a Dockerfile is not for the layer engine")
+	case r.Key == "":
+		return errors.New("builder: the request has no key")
+	case r.Repository.RepositoryStr() == "":
+		return errors.New("builder: the request has no repository")
+	case r.Base.DigestStr() == "":
+		return errors.New("builder: the request has no base by digest")
+	case r.Dependencies != nil && r.Dependencies.Kind != "npm":
+		return fmt.Errorf("builder: dependencies of kind %q", r.Dependencies.Kind)
+	}
+	return nil
+}
+
+func (e *Layers) build(ctx context.Context, s *registry.Session, req Request) (Image, error) {
+	tag := keyTag(req.Repository, "k-", req.Key)
+	var kept []Layer
+	seen := e.memo.load("built", tag.Name(), &kept)
+	// A machine that has pushed here before and does not know the key takes
+	// it for a change, and saves the question. If another machine was faster,
+	// the same image comes out.
+	if !e.memo.wasAbsent(tag) && (seen || !e.memo.load("pushed", req.Repository.Name(), new(bool))) {
+		ref, ok, err := e.find(ctx, s, req.Repository, req.Key)
+		if err != nil {
+			return Image{}, err
+		}
+		if ok {
+			for i := range kept {
+				kept[i].Reused = true
+			}
+			return Image{Ref: ref, Reused: true, Layers: kept}, nil
+		}
+	}
+	image, err := e.assemble(ctx, s, req, tag, false)
+	if errors.Is(err, registry.ErrBlobUnknown) {
+		// The registry has dropped what we believed it held.
+		image, err = e.assemble(ctx, s, req, tag, true)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	e.memo.appeared(tag)
+	e.memo.save("built", tag.Name(), image.Layers)
+	e.memo.save("pushed", req.Repository.Name(), true)
+	return image, nil
+}
