@@ -320,4 +320,3 @@ func each(t *testing.T, f func(t *testing.T, l *lab)) {
 }
 
 func text(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s), Mode: 0o644} }
-

@@ -168,4 +168,3 @@ func TestCancelEndsTheNamespace(t *testing.T) {
 		}
 	})
 }
-
