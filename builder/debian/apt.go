@@ -45,6 +45,8 @@ type apt struct {
 	b    *Builder
 	dir  string
 	arch string
+	// fresh means that the lists were fetched, or tried, in this run.
+	fresh bool
 	// trouble is what the last update could not fetch, in apt's words.
 	trouble []string
 }
@@ -149,7 +151,7 @@ func (a *apt) update(ctx context.Context) error {
 	}
 	var said tail
 	_, err := a.apt(ctx, a.b.limits().Update, &said, "apt-get", "update")
-	a.trouble = complaints(said.String())
+	a.fresh, a.trouble = true, complaints(said.String())
 	switch {
 	case errors.Is(err, ErrNoApt), errors.Is(err, syscall.ENOSPC), ctx.Err() != nil:
 		return err
@@ -214,7 +216,7 @@ func (a *apt) refused(ctx context.Context, err error, said string, wanted []stri
 	switch {
 	case len(a.trouble) > 0:
 		return &builder.Unavailable{Op: "fetch the package lists", Host: host(strings.Join(a.trouble, "\n")), Attempts: 1 + a.b.retries(),
-			Err: errors.New(strings.Join(a.trouble, "\n"))}
+			Err: errors.New(strings.Join(append(a.trouble, complaints(said)...), "\n"))}
 	case len(missing) > 0:
 		return &PackageError{Wanted: missing, Offered: a.offered(ctx, names)}
 	}

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 )
 
@@ -121,11 +122,8 @@ func (b *Builder) build(ctx context.Context, r Recipe, o Options) (Image, error)
 	if err != nil {
 		return Image{}, err
 	}
-	pkgs, err := b.resolve(ctx, a, r)
+	pkgs, err := b.plan(ctx, a, r)
 	if err != nil {
-		return Image{}, err
-	}
-	if err := r.expected(pkgs); err != nil {
 		return Image{}, err
 	}
 	abi, err := r.abi(pkgs, a.arch)
@@ -150,8 +148,7 @@ func (b *Builder) build(ctx context.Context, r Recipe, o Options) (Image, error)
 		img.Unpacked += l.info.Raw
 		return nil
 	}
-	key := layerKey("packages", a.arch, pkgs, r.Without, r.Drop, r.Links, r.Expect, r.Absent)
-	if err := add("packages", key, func(w *layer.Writer) error { return b.writePackages(ctx, a, r, pkgs, w) }); err != nil {
+	if err := add("packages", r.packagesKey(a.arch, pkgs), func(w *layer.Writer) error { return b.writePackages(ctx, a, r, pkgs, w) }); err != nil {
 		return Image{}, err
 	}
 	if r.NPM != nil {
@@ -175,6 +172,38 @@ func (b *Builder) build(ctx context.Context, r Recipe, o Options) (Image, error)
 	return b.writeLayout(r, img, layers, o.Out)
 }
 
+// plan finds the packages and makes sure that they can be read: fetched, or
+// not needed because their layer is there. A mirror keeps only the newest
+// archive of a security update, so lists that are an hour old may name one
+// that is gone; then one look at newer lists decides again.
+func (b *Builder) plan(ctx context.Context, a *apt, r Recipe) ([]Package, error) {
+	for {
+		pkgs, err := b.resolve(ctx, a, r)
+		if err != nil {
+			return nil, err
+		}
+		if err := r.expected(pkgs); err != nil {
+			return nil, err
+		}
+		if _, err := os.Stat(b.layerDir(r.packagesKey(a.arch, pkgs))); err == nil {
+			return pkgs, nil
+		}
+		err = b.fetch(ctx, a, r, pkgs)
+		var away *builder.Unavailable
+		if err == nil || a.fresh || !errors.As(err, &away) {
+			return pkgs, err
+		}
+		if err := a.update(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// packagesKey names the layer of the packages.
+func (r Recipe) packagesKey(arch string, pkgs []Package) string {
+	return layerKey("packages", arch, pkgs, r.Without, r.Drop, r.Links, r.Expect, r.Absent)
+}
+
 // resolve finds the packages, with fresh enough lists. Lists that are too old
 // to know a package are fetched again once.
 func (b *Builder) resolve(ctx context.Context, a *apt, r Recipe) ([]Package, error) {
@@ -182,17 +211,15 @@ func (b *Builder) resolve(ctx context.Context, a *apt, r Recipe) ([]Package, err
 	if age == 0 {
 		age = time.Hour
 	}
-	fresh := false
-	if d := b.now().Sub(a.updated()); d < 0 || d > age {
+	if d := b.now().Sub(a.updated()); !a.fresh && (d < 0 || d > age) {
 		b.log("%s: fetch the package lists", r.Name)
 		if err := a.update(ctx); err != nil {
 			return nil, err
 		}
-		fresh = true
 	}
 	pkgs, err := a.resolve(ctx, r.Packages, r.Without)
 	var missing *PackageError
-	if errors.As(err, &missing) && !fresh {
+	if errors.As(err, &missing) && !a.fresh {
 		if err := a.update(ctx); err != nil {
 			return nil, err
 		}
@@ -244,9 +271,7 @@ func (b *Builder) writePackages(ctx context.Context, a *apt, r Recipe, pkgs []Pa
 	return t.write(ctx, w)
 }
 
-// fetch downloads what is missing. Lists a few minutes old may name archives
-// that a security update has just replaced: then another look at the lists
-// would change the plan under our feet, so it is left to the next run.
+// fetch downloads what is missing.
 func (b *Builder) fetch(ctx context.Context, a *apt, r Recipe, pkgs []Package) error {
 	bad, err := a.verify(ctx, pkgs)
 	if err != nil {
@@ -256,11 +281,7 @@ func (b *Builder) fetch(ctx context.Context, a *apt, r Recipe, pkgs []Package) e
 		return nil
 	}
 	b.log("%s: fetch %d of %d packages", r.Name, len(bad), len(pkgs))
-	if err := a.download(ctx, r.Packages, r.Without, pkgs); err != nil {
-		os.Remove(filepath.Join(a.dir, "updated"))
-		return err
-	}
-	return nil
+	return a.download(ctx, r.Packages, r.Without, pkgs)
 }
 
 // expected checks that the resolved packages are what the image's name says.
@@ -369,8 +390,9 @@ func (b *Builder) retries() int {
 	return max(b.Retries, 0)
 }
 
-func (b *Builder) tmp() string    { return filepath.Join(b.Cache, "tmp") }
-func (b *Builder) images() string { return filepath.Join(b.Cache, "images") }
+func (b *Builder) tmp() string                { return filepath.Join(b.Cache, "tmp") }
+func (b *Builder) layerDir(key string) string { return filepath.Join(b.Cache, "layers", key) }
+func (b *Builder) images() string             { return filepath.Join(b.Cache, "images") }
 
 // env is the programs' environment: ours, in a language we can read.
 func (b *Builder) env() []string {

@@ -187,6 +187,30 @@ func TestSecondBuildReuses(t *testing.T) {
 	}
 }
 
+// TestUpdateSinceTheLists: the mirror has replaced an archive that our lists
+// still name.
+func TestUpdateSinceTheLists(t *testing.T) {
+	long(t)
+	r := newRepo(t, basics("18.20.4-1")...)
+	b := r.builder()
+	b.ListsAge, b.Retries = 0, -1
+	other := recipe18()
+	other.Packages = []string{"nodejs=18.*"}
+	if _, err := b.Build(t.Context(), other, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	next := basics("18.20.4-1")
+	next[6].version, next[6].files = "2026a", append(next[6].files, file("./usr/share/zoneinfo/Moon", "TZif"))
+	r.set(next...)
+	img, err := b.Build(t.Context(), recipe18(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := img.Packages[len(img.Packages)-1]; p.Version != "2026a" {
+		t.Errorf("got %+v", p)
+	}
+}
+
 func TestOfflineUsesWhatIsThere(t *testing.T) {
 	r := newRepo(t, basics("18.20.4-1")...)
 	b := r.builder()

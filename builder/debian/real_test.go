@@ -26,12 +26,16 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
-// realImage finds an image that `make images` made on this machine, or makes
-// it when KUROKO_TEST_IMAGES is set.
+// realImage finds the image that `make images` made on this machine, or with
+// KUROKO_TEST_IMAGES makes any.
 func realImage(t *testing.T, image string) (Image, v1.Image) {
 	t.Helper()
-	if testing.Short() {
+	asked := os.Getenv("KUROKO_TEST_IMAGES") != ""
+	switch {
+	case testing.Short():
 		t.Skip("reads and unpacks a real image")
+	case !asked && image != "base/nodejs18":
+		t.Skip("unpacks hundreds of megabytes: set KUROKO_TEST_IMAGES=1")
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -39,7 +43,7 @@ func realImage(t *testing.T, image string) (Image, v1.Image) {
 	}
 	b := &Builder{Cache: filepath.Join(cache, "kuroko"), Env: os.Environ(), Log: func(l string) { t.Log(l) }}
 	img, err := b.Find(image, "")
-	if os.Getenv("KUROKO_TEST_IMAGES") != "" {
+	if asked {
 		all, lerr := LoadRecipes(os.DirFS("../../dockerfiles"))
 		if lerr != nil {
 			t.Fatal(lerr)
@@ -253,11 +257,11 @@ func TestRealNodeBuild(t *testing.T) {
 	}
 	root := unpack(t, built)
 	got := inside(t, root, nil, []string{"NPM_CONFIG_UPDATE_NOTIFIER=false"}, "/bin/sh", "-ec", `
-		cd /tmp; node --version; npm --version; npx --version; git init -q r; cd r; git config user.email a@b; git config user.name a
+		cd /tmp; node --version; npm --version; git init -q r; cd r; git config user.email a@b; git config user.name a
 		echo 'a b' > f; git add f; git commit -q -m x; git log --format=%s | sed s/x/committed/
 		tar -cf - f | gzip -9 | gunzip | tar -tf - ; awk '{print $2}' f | grep b; find . -name f; printf 'p' | xargs echo; locale -a | grep C.utf8
-		npm pack --silent --ignore-scripts 2>/dev/null || echo '{"name":"t","version":"1.0.0"}' > package.json; npm pack --silent`)
-	want := "10.9.2\n10.9.2\ncommitted\nf\nb\n./f\np\nC.utf8\nt-1.0.0.tgz\n"
+		echo '{"name":"t","version":"1.0.0"}' > package.json; npm pack --silent`)
+	want := "10.9.2\ncommitted\nf\nb\n./f\np\nC.utf8\nt-1.0.0.tgz\n"
 	if first, rest, _ := strings.Cut(got, "\n"); !strings.HasPrefix(first, "v18.") || rest != want {
 		t.Errorf("got\n%s\nwant v18 and\n%s", got, want)
 	}

@@ -79,7 +79,7 @@ func (l *storedLayer) Compressed() (io.ReadCloser, error)  { return os.Open(l.pa
 // stored finds the layer of that key, or makes it. What is there is read
 // through once: a damaged file is made again.
 func (b *Builder) stored(ctx context.Context, key string, fill func(*layer.Writer) error) (l *storedLayer, reused bool, err error) {
-	dir := filepath.Join(b.Cache, "layers", key)
+	dir := b.layerDir(key)
 	if l := readStored(dir); l != nil {
 		now := b.now()
 		_ = os.Chtimes(dir, now, now) // only the age for prune
