@@ -25,6 +25,8 @@ check: ## format, vet, unit tests, import direction; under a minute once caches 
 
 .PHONY: test
 test: build ## all tests that need no root, cluster or Docker
+	@# Pipelines run on real base images; without them those tests are skipped and say so.
+	@$(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null || true
 	$(GO) test ./...
 
 # What make images makes; python3.11 and java17 have recipes in dockerfiles/ too.
@@ -38,3 +40,13 @@ images: build ## base, build and runner images from Debian packages; SEED=DIR gi
 .PHONY: clean
 clean: ## remove what the other targets made in this folder
 	rm -rf $(BIN) .faas tools/node_modules
+
+.PHONY: demo
+demo: build ## the whole main job on this machine; MARK=word, KEEP=1
+	$(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/demo ./examples/demo
+	@$(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null
+	@$(BIN)/demo run --bin $(BIN) $(if $(MARK),--mark '$(MARK)') $(if $(KEEP),--keep)
+
+.PHONY: bench
+bench: ## start of the runner, and builds cold / code change / no change with request counts
+	$(GO) test -run '^$$' -bench . ./cmd/stage-runner ./builder

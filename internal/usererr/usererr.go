@@ -145,16 +145,17 @@ func Write(w io.Writer, err error, docs string) {
 	if len(problems) == 0 && e.Err != nil {
 		problems = []Problem{{Why: e.Err.Error()}}
 	}
-	next := e.Next
-	if next == "" {
-		next = table[e.Code].next
-	}
+	// The table's step is for errors that bring none of their own.
+	next, usual := e.Next, table[e.Code].next
 	for _, p := range problems {
 		field(w, "why: ", p.Why)
 		if p.Next != "" {
 			field(w, "next:", p.Next)
-			next = ""
+			usual = ""
 		}
+	}
+	if next == "" {
+		next = usual
 	}
 	if next != "" {
 		field(w, "next:", next)

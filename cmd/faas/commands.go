@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/internal/cliapp"
+	child "github.com/kuroko-faas/kuroko/internal/run"
+	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/stages"
+)
+
+// command is what every subcommand needs.
+type command struct {
+	environ        []string
+	stdout, stderr io.Writer
+}
+
+func (c command) getenv(name string) string {
+	for _, kv := range slices.Backward(c.environ) {
+		if k, v, _ := strings.Cut(kv, "="); k == name {
+			return v
+		}
+	}
+	return ""
+}
+
+// open reads the repository and chooses the bundle its next pipeline would.
+// The caller closes the runner's bundle.
+func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) {
+	job := ci.Job{Environment: ctx.String("env")}
+	if job.Environment == "" {
+		job.Environment = c.getenv("FAAS_ENVIRONMENT")
+	}
+	if job.Environment == "" {
+		return nil, cliapp.Usagef("name the environment with --env, or set FAAS_ENVIRONMENT")
+	}
+	var err error
+	if job.Dir, err = filepath.Abs(ctx.String("dir")); err != nil {
+		return nil, err
+	}
+	job.Project.ID = ctx.Int64("project-id")
+	if v := c.getenv("CI_PROJECT_ID"); job.Project.ID == 0 && v != "" {
+		if job.Project.ID, err = strconv.ParseInt(v, 10, 64); err != nil {
+			return nil, cliapp.Usagef("CI_PROJECT_ID is not a number")
+		}
+	}
+	if needOwner && job.Project.ID == 0 {
+		return nil, cliapp.Usagef("name the GitLab project with --project-id, or set CI_PROJECT_ID: services belong to projects")
+	}
+	job.Project.Path = c.getenv("CI_PROJECT_PATH")
+	if job.Project.Path == "" {
+		job.Project.Path = filepath.Base(job.Dir)
+	}
+	job.Registry.Image = c.getenv("CI_REGISTRY_IMAGE")
+	if job.Commit.SHA, job.Commit.Branch, err = head(ctx.Context, c.environ, job.Dir); err != nil {
+		return nil, err
+	}
+	client, platform, err := stages.Platform(c.getenv)
+	if err != nil {
+		return nil, err
+	}
+	b, err := stages.ChooseBundle(ctx.Context, client, platform, job, version, "")
+	if err != nil {
+		return nil, stages.Explain(ctx.Context, err)
+	}
+	log := ci.Log{W: c.stderr, Now: time.Now}
+	for _, w := range b.Warnings {
+		log.Warn("%s", w)
+	}
+	world, err := stages.Connect(c.getenv, ci.Registry{}, c.stderr)
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return &stages.Runner{Job: job, Log: log, Bundle: b, World: world, Version: version, Environ: c.environ}, nil
+}
+
+// head is the checked-out commit and branch; empty outside a git work tree.
+func head(ctx context.Context, environ []string, dir string) (sha, branch string, err error) {
+	if _, err := os.Stat(filepath.Join(dir, ".git")); err != nil {
+		return "", "", nil
+	}
+	git := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		err := child.Command{Path: "git", Args: args, Dir: dir, Env: environ, Stdout: &out}.Run(ctx)
+		return strings.TrimSpace(out.String()), err
+	}
+	if sha, err = git("rev-parse", "--verify", "HEAD"); err != nil {
+		return "", "", &usererr.Error{Code: usererr.CodeUsage, What: "read the git work tree", Err: err, Next: "make a first commit"}
+	}
+	// A detached HEAD has no branch, which is no error.
+	branch, _ = git("symbolic-ref", "--short", "-q", "HEAD")
+	return sha, branch, nil
+}
+
+func (c command) print(ctx *cli.Context, v any, text string) error {
+	if ctx.Bool("json") {
+		data, err := json.MarshalIndent(v, "", "  ")
+		if err != nil {
+			return err
+		}
+		text = string(data) + "\n"
+	}
+	_, err := io.WriteString(c.stdout, text)
+	return err
+}
+
+func (c command) plan(ctx *cli.Context) error {
+	r, err := c.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer r.Bundle.Close()
+	plan, err := r.Plan(ctx.Context)
+	if err != nil {
+		return err
+	}
+	return c.print(ctx, plan, plan.String())
+}
+
+// target connects to what runs the repository's service.
+func (c command) target(ctx *cli.Context) (*stages.Runner, deployer.Scope, stages.Target, error) {
+	r, err := c.open(ctx, true)
+	if err != nil {
+		return nil, deployer.Scope{}, stages.Target{}, err
+	}
+	scope, t, err := r.Open(ctx.Context)
+	if err != nil {
+		r.Bundle.Close()
+	}
+	return r, scope, t, err
+}
+
+func (c command) status(ctx *cli.Context) error {
+	r, scope, t, err := c.target(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Bundle.Close()
+	s, err := deployer.Observe(ctx.Context, t, scope)
+	if err != nil {
+		return stages.Explain(ctx.Context, err)
+	}
+	var b strings.Builder
+	switch {
+	case s.Live == nil:
+		fmt.Fprintf(&b, "%s: nothing is live\n", scope)
+	default:
+		fmt.Fprintf(&b, "%s: release %s is live, commit %.12s, pipeline %d\n", scope, s.Live.ID, s.Live.Commit, s.Live.Pipeline)
+		for _, u := range s.Live.Units {
+			fmt.Fprintf(&b, "  %-16s %-40s %s\n", u.Unit, u.Revision, u.URL)
+		}
+	}
+	if s.Head.Held != "" {
+		fmt.Fprintf(&b, "held: %s; continue with: faas release resume\n", s.Head.Held)
+	}
+	if s.Head.Rollout != nil {
+		fmt.Fprintf(&b, "unfinished: rollout to %s at step %s; the next deploy finishes or restores it\n", s.Head.Rollout.To, s.Head.Rollout.Step)
+	}
+	if s.Head.Previous != "" {
+		fmt.Fprintf(&b, "a rollback returns to %s\n", s.Head.Previous)
+	}
+	return c.print(ctx, s, b.String())
+}
+
+func (c command) list(ctx *cli.Context) error {
+	r, scope, t, err := c.target(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Bundle.Close()
+	h, err := t.Head(ctx.Context, scope)
+	if err != nil {
+		return stages.Explain(ctx.Context, err)
+	}
+	ids, err := t.Releases(ctx.Context, scope)
+	if err != nil {
+		return stages.Explain(ctx.Context, err)
+	}
+	releases := make([]deployer.Release, 0, len(ids))
+	for _, id := range ids {
+		rel, err := t.Release(ctx.Context, scope, id)
+		if err != nil {
+			return stages.Explain(ctx.Context, err)
+		}
+		releases = append(releases, rel)
+	}
+	slices.SortFunc(releases, func(a, b deployer.Release) int { return b.Created.Compare(a.Created) })
+	var b strings.Builder
+	for _, rel := range releases {
+		mark := " "
+		if rel.ID == h.Live {
+			mark = "*"
+		}
+		fmt.Fprintf(&b, "%s %-6s %s  commit %.12s  pipeline %d\n", mark, rel.ID, rel.Created.UTC().Format(time.RFC3339), rel.Commit, rel.Pipeline)
+	}
+	return c.print(ctx, releases, b.String())
+}
+
+func (c command) show(ctx *cli.Context) error {
+	if ctx.Args().Len() != 1 {
+		return cliapp.Usagef("name one release, for example: faas release show r3")
+	}
+	r, scope, t, err := c.target(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Bundle.Close()
+	rel, err := t.Release(ctx.Context, scope, ctx.Args().First())
+	if errors.Is(err, deployer.ErrNotFound) {
+		return &usererr.Error{Code: usererr.CodeUsage, What: "find release " + ctx.Args().First(), Err: err, Next: "faas release list prints what there is"}
+	}
+	if err != nil {
+		return stages.Explain(ctx.Context, err)
+	}
+	data, err := json.MarshalIndent(rel, "", "  ")
+	if err != nil {
+		return err
+	}
+	return c.print(ctx, rel, string(data)+"\n")
+}
+
+func (c command) rollback(ctx *cli.Context) error {
+	r, scope, t, err := c.target(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Bundle.Close()
+	out, err := deployer.Rollback(ctx.Context, t, scope, ctx.String("to"), c.options())
+	if errors.Is(err, deployer.ErrNotFound) {
+		return &usererr.Error{Code: usererr.CodeUsage, What: "roll back", Err: err, Next: "faas release list prints what there is"}
+	}
+	if err != nil {
+		return stages.Explain(ctx.Context, err)
+	}
+	return c.print(ctx, out, fmt.Sprintf("release %s is live again; pipelines don't deploy until: faas release resume\n", out.ID))
+}
+
+func (c command) resume(ctx *cli.Context) error {
+	r, scope, t, err := c.target(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Bundle.Close()
+	if err := deployer.Resume(ctx.Context, t, scope, c.options()); err != nil {
+		return stages.Explain(ctx.Context, err)
+	}
+	return c.print(ctx, map[string]string{"resumed": scope.String()}, scope.String()+": pipelines deploy again\n")
+}
+
+// options names who acts, and passes progress to the log.
+func (c command) options() deployer.Options {
+	who := c.getenv("GITLAB_USER_LOGIN")
+	if who == "" {
+		who = c.getenv("USER")
+	}
+	host, _ := os.Hostname()
+	return deployer.Options{Holder: "faas, " + who + " on " + host, Progress: stages.Progress(ci.Log{W: c.stderr, Now: time.Now})}
+}

@@ -1,0 +1,63 @@
+// Command faas is the developer's program: what would be built, what is live,
+// and back to what was live before.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/internal/cliapp"
+	"github.com/kuroko-faas/kuroko/internal/redact"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
+)
+
+// version is stamped by the build.
+var version = "dev"
+
+func main() {
+	sandbox.Main()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args, os.Environ(), os.Stdout, os.Stderr))
+}
+
+// run is main without the process: everything it touches is a parameter.
+func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	secrets := redact.New(ci.Secrets(environ)...)
+	out, log := secrets.Writer(stdout), secrets.Writer(stderr)
+	defer out.Close()
+	defer log.Close()
+	c := command{environ: environ, stdout: out, stderr: log}
+	where := []cli.Flag{
+		&cli.StringFlag{Name: "env", Usage: "the `ENVIRONMENT`; default $FAAS_ENVIRONMENT"},
+		&cli.StringFlag{Name: "dir", Usage: "the repository's `FOLDER`", Value: "."},
+		&cli.Int64Flag{Name: "project-id", Usage: "the `ID` of the GitLab project; default $CI_PROJECT_ID"},
+		&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+	}
+	app := &cli.App{
+		Name:  "faas",
+		Usage: "plan, look at and roll back the functions of a repository",
+		Commands: []*cli.Command{
+			{Name: "plan", Usage: "print which images would be built, and why", Flags: where, Action: c.plan},
+			{Name: "status", Usage: "print what is live", Flags: where, Action: c.status},
+			{Name: "release", Usage: "look at releases and go back to one", Subcommands: []*cli.Command{
+				{Name: "list", Usage: "list the releases that can be rolled back to", Flags: where, Action: c.list},
+				{Name: "show", Usage: "print one release's record", ArgsUsage: "RELEASE", Flags: where, Action: c.show},
+				{Name: "rollback", Usage: "make an earlier release live, without a build, and hold it", Action: c.rollback,
+					Flags: append([]cli.Flag{&cli.StringFlag{Name: "to", Usage: "the `RELEASE`; default the one before"}}, where...)},
+				{Name: "resume", Usage: "let pipelines deploy again after a rollback", Flags: where, Action: c.resume},
+			}},
+			{Name: "version", Usage: "print the version", Action: func(*cli.Context) error {
+				_, err := io.WriteString(out, version+"\n")
+				return err
+			}},
+		},
+	}
+	return cliapp.Run(ctx, app, args, out, log, nil)
+}

@@ -1,0 +1,161 @@
+package devenv
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/kuroko-faas/kuroko/builder/debian"
+	"github.com/kuroko-faas/kuroko/bundle"
+	"github.com/kuroko-faas/kuroko/deployer/local"
+	"github.com/kuroko-faas/kuroko/oss/ossd"
+)
+
+// Services are the embedded services of one process, and how to reach them.
+type Services struct {
+	Dir         string `json:"dir"`
+	OSS         string `json:"oss"` // endpoint
+	Region      string `json:"region"`
+	Bucket      string `json:"bucket"`
+	AccessKeyID string `json:"accessKeyId"`
+	// AccessKeySecret is the embedded store's own; it opens nothing else.
+	AccessKeySecret string `json:"accessKeySecret"`
+	Registry        string `json:"registry"`  // host:port
+	Target          string `json:"target"`    // control socket
+	TargetURL       string `json:"targetUrl"` // where functions answer
+	PID             int    `json:"pid"`       // of the process that serves
+	Sandbox         string `json:"sandbox"`   // root, userns, none
+	WhyNot          string `json:"whyNot"`    // why the sandbox is not a better one
+}
+
+// BucketURL is the address that bundles are read from, without credentials.
+func (s Services) BucketURL() string { return s.OSS + "/" + s.Bucket }
+
+// Server holds the running services. OSSD is exported for tests that inject
+// faults.
+type Server struct {
+	Services
+	OSSD *ossd.Server
+
+	stop   context.CancelFunc
+	done   chan error
+	target *local.Server
+}
+
+// Start runs the services in this process until ctx ends or Close is called.
+// Data is kept in dir. The process must have called sandbox.Main. sandbox is
+// auto, root, userns or none.
+func Start(ctx context.Context, dir, sandbox string) (*Server, error) {
+	ctx, stop := context.WithCancel(ctx)
+	s := &Server{stop: stop, done: make(chan error, 3)}
+	s.Services = Services{
+		Dir: dir, Region: "cn-local-1", Bucket: "platform", AccessKeyID: "devenv", AccessKeySecret: "devenv-secret", PID: os.Getpid(),
+	}
+	err := s.start(ctx, sandbox)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) start(ctx context.Context, sandbox string) error {
+	var err error
+	if s.OSSD, err = ossd.New(filepath.Join(s.Dir, "oss")); err != nil {
+		return err
+	}
+	s.OSSD.Region = s.Region
+	s.OSSD.AddKey(ossd.Key{ID: s.AccessKeyID, Secret: s.AccessKeySecret})
+	if err := s.OSSD.CreateBucket(s.Bucket, ossd.PublicRead); err != nil {
+		return err
+	}
+	ossLn, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	s.OSS = "http://" + ossLn.Addr().String()
+	go func() { s.done <- s.OSSD.Serve(ctx, ossLn) }()
+
+	blobs := filepath.Join(s.Dir, "registry")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return err
+	}
+	handler := registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(log.New(io.Discard, "", 0)))
+	regLn, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	s.Registry = regLn.Addr().String()
+	web := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	context.AfterFunc(ctx, func() { web.Close() })
+	go func() { s.done <- web.Serve(regLn) }()
+
+	s.target, err = local.Start(ctx, local.Options{Dir: filepath.Join(s.Dir, "target"), Sandbox: sandbox})
+	if err != nil {
+		return err
+	}
+	s.Target, s.TargetURL = s.target.Socket(), s.target.URL()
+	s.Sandbox, s.WhyNot = s.target.Sandbox()
+	return nil
+}
+
+// Close ends the services; units are stopped gracefully.
+func (s *Server) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := s.target.Close(ctx)
+	s.stop()
+	for range 2 {
+		if e := <-s.done; e != nil && !errors.Is(e, http.ErrServerClosed) && !errors.Is(e, context.Canceled) {
+			err = errors.Join(err, e)
+		}
+	}
+	return errors.Join(err, s.OSSD.Close())
+}
+
+// PushBaseImages sends the images that `make images` left in its cache to the
+// registry, and returns the references a bundle needs for nodejs18. The error
+// of a missing image says how to make it.
+func (s Services) PushBaseImages(ctx context.Context, cache string) (map[string]bundle.Images, error) {
+	images := debian.Builder{Cache: cache}
+	push := func(image string) (string, error) {
+		repo, err := name.NewRepository(s.Registry + "/" + image)
+		if err != nil {
+			return "", err
+		}
+		_, ref, err := images.Push(ctx, image, "", repo, remote.WithContext(ctx))
+		if err != nil {
+			return "", err
+		}
+		return image + "@" + ref.DigestStr(), nil
+	}
+	base, err := push("base/nodejs18")
+	if err != nil {
+		return nil, err
+	}
+	build, err := push("build/nodejs18")
+	if err != nil {
+		return nil, err
+	}
+	return map[string]bundle.Images{"nodejs18": {Base: base, Build: build}}, nil
+}
+
+// ClustersFile is a clusters.yml whose only cluster is these services, for
+// the named environments.
+func (s Services) ClustersFile(environments ...string) string {
+	text := "version: 1\nclusters:\n  here:\n    kind: local\n    endpoint: " + s.Target + "\n    registry: " + s.Registry + "\nenvironments:\n"
+	for _, e := range environments {
+		text += "  " + e + ": {cluster: here}\n"
+	}
+	return text
+}

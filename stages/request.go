@@ -1,0 +1,115 @@
+package stages
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/project"
+)
+
+// Where things stand in a function image. The adapters know these places.
+const (
+	adapterDir = "/opt/faas/adapter"
+	codeDir    = "/app"
+	nonroot    = "65532:65532"
+)
+
+// launchers start a language's adapter.
+var launchers = map[string][]string{
+	"node": {"/usr/bin/node", adapterDir + "/main.js"},
+}
+
+// request translates a planned image into what the builder takes. It carries
+// no label, tag or text that differs between equal builds.
+func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan, img PlannedImage) (builder.Request, error) {
+	bad := func(err error) (builder.Request, error) {
+		return builder.Request{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s: %w", img.Runtime, err)}
+	}
+	site, err := s.site(ctx)
+	if err != nil {
+		return builder.Request{}, err
+	}
+	rt, ok := s.Bundle.Meta.Runtimes[img.Runtime]
+	if !ok {
+		return bad(fmt.Errorf("is not in this bundle"))
+	}
+	repo, err := name.NewRepository(plan.Repository + "/" + img.Name)
+	if err != nil {
+		return builder.Request{}, err
+	}
+	base, err := name.NewDigest(site.Cluster.Image(rt.Base))
+	if err != nil {
+		return bad(err)
+	}
+	if s.tree == nil {
+		if s.tree, err = os.OpenRoot(s.Job.Dir); err != nil {
+			return builder.Request{}, err
+		}
+	}
+	req := builder.Request{
+		Name: img.Name, Key: img.Key, Repository: repo, Base: base,
+		Code: builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: img.Files},
+	}
+	if img.Engine == EngineDockerfile {
+		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile}
+		return req, nil
+	}
+	launcher, ok := launchers[rt.Language]
+	if !ok {
+		return bad(fmt.Errorf("language %q has no adapter in this runner", rt.Language))
+	}
+	adapter, err := fs.Sub(s.Bundle.FS, rt.Adapter)
+	if err != nil {
+		return bad(err)
+	}
+	req.Layers = []builder.Tree{{Title: "adapter", FS: adapter, Prefix: adapterDir}}
+	req.Config = builder.Config{WorkingDir: codeDir, Entrypoint: launcher, User: nonroot, Env: []string{"NODE_ENV=production"}}
+	if rt.Language != "node" {
+		return req, nil
+	}
+	if img.Lock != "" {
+		registry, err := s.World.NPMRegistry(ctx)
+		if err != nil {
+			return builder.Request{}, err
+		}
+		req.Dependencies = &builder.Dependencies{
+			Kind: "npm", FS: s.tree.FS(), Manifest: manifests["node"], Lock: img.Lock,
+			Prefix: codeDir, Registry: registry,
+		}
+		return req, nil
+	}
+	n, err := dependencyCount(s.tree)
+	if err == nil && n > 0 {
+		err = &builder.InputError{
+			What: fmt.Sprintf("package.json lists %d dependencies, but there is no tracked package-lock.json", n),
+			Next: "run npm install --package-lock-only and commit package-lock.json (pnpm and yarn lock files are planned)",
+		}
+	}
+	return req, err
+}
+
+// dependencyCount is how many packages package.json needs at run time.
+func dependencyCount(tree *os.Root) (int, error) {
+	data, err := tree.ReadFile(manifests["node"])
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	var m struct {
+		Dependencies map[string]string `json:"dependencies"`
+	}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return 0, &builder.InputError{What: "package.json is not JSON", Next: "correct package.json", Err: err}
+	}
+	return len(m.Dependencies), nil
+}

@@ -1,0 +1,480 @@
+package stages
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/bundle"
+	"github.com/kuroko-faas/kuroko/internal/run"
+	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/project"
+	"github.com/kuroko-faas/kuroko/runtimes"
+)
+
+// readProject reads faas.yml and checks what can be checked before anything
+// is built.
+func readProject(ctx context.Context, s *state) (string, error) {
+	p, err := s.project(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := refuse(p); err != nil {
+		return "", err
+	}
+	if err := s.mayUseNames(ctx); err != nil {
+		return "", err
+	}
+	env := p.Environment
+	if env.Branch != "" && s.Job.Commit.Branch != env.Branch {
+		return "", assertion(env.Name, "branch", env.Branch, s.Job.Commit.Branch)
+	}
+	if env.Tag != "" && s.Job.Commit.Tag == "" {
+		return "", assertion(env.Name, "tag", env.Tag, s.Job.Commit.Tag)
+	}
+	s.Log.Printf("service %s, tier %s, environment %s: %d functions in %d units (%s)", p.Service.Name, p.Service.Tier,
+		s.Job.Environment, len(p.Functions), len(p.Units), p.Deploy.Mode)
+	for _, n := range p.Notices {
+		s.Log.Printf("note: %s: %s", n.Path, n.Why)
+	}
+	return "", nil
+}
+
+// mayUseNames checks the policy's tables of owners, before any work.
+func (s *state) mayUseNames(ctx context.Context) error {
+	policy, err := s.Bundle.Policy()
+	if err != nil {
+		return err
+	}
+	scope, err := s.scope(ctx)
+	if err != nil {
+		return err
+	}
+	who := bundle.Project{ID: s.Job.Project.ID, Path: s.Job.Project.Path}
+	var problems []usererr.Problem
+	if !policy.MayUseService(who, scope.Service) {
+		problems = append(problems, usererr.Problem{Why: fmt.Sprintf("service name %q is reserved for other projects by the platform's policy.yml", scope.Service)})
+	}
+	if !policy.MayUseNamespace(who, scope.Namespace) {
+		problems = append(problems, usererr.Problem{Why: fmt.Sprintf("namespace %q is reserved for other projects by the platform's policy.yml", scope.Namespace)})
+	}
+	if len(problems) > 0 {
+		return &usererr.Error{Code: usererr.CodeForeignObject, Problems: problems}
+	}
+	return nil
+}
+
+func assertion(env, input, want, got string) error {
+	if got == "" {
+		got = "none"
+	}
+	return &usererr.Error{
+		Code: usererr.CodeEnvironment,
+		Err:  fmt.Errorf("faas.yml says environments.%s.%s is %s, this pipeline's %s is %s", env, input, want, input, got),
+		Next: fmt.Sprintf("in .gitlab-ci.yml, include the template with inputs: {environment: %s, %s: %s}", env, input, want),
+	}
+}
+
+// planBuild decides the images and writes the plan for later jobs.
+func planBuild(ctx context.Context, s *state) (string, error) {
+	plan, err := s.makeBuildPlan(ctx)
+	if err != nil {
+		return "", err
+	}
+	p, err := s.project(ctx)
+	if err != nil {
+		return "", err
+	}
+	// A handler under build.output appears only once the build command ran.
+	if err := checkHandlers(p, s.Job.Dir, func(h string) bool {
+		return p.Build.Output == "" || !within(h, p.Build.Output)
+	}); err != nil {
+		return "", err
+	}
+	s.lines(plan.String())
+	s.plan = &plan
+	return "", writeWork(s.Job.Dir, fileBuildPlan, plan)
+}
+
+// lines prints a table, each line an event of its own.
+func (s *state) lines(table string) {
+	for line := range strings.Lines(table) {
+		s.Log.Printf("%s", strings.TrimSuffix(line, "\n"))
+	}
+}
+
+func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
+	p, err := s.project(ctx)
+	if err != nil {
+		return BuildPlan{}, err
+	}
+	site, err := s.site(ctx)
+	if err != nil {
+		return BuildPlan{}, err
+	}
+	repository, err := s.repository(ctx)
+	if err != nil {
+		return BuildPlan{}, err
+	}
+	files, err := s.files(ctx, p)
+	if err != nil {
+		return BuildPlan{}, &usererr.Error{Code: usererr.CodeBuildInput, What: "read the work tree", Err: err}
+	}
+	in := BuildInput{
+		Project: p, Environment: s.Job.Environment, Commit: s.Job.Commit.SHA, Bundle: s.Bundle.Digest,
+		Repository: repository, Runtimes: map[string]RuntimeFacts{}, Files: files, Layout: s.World.Layout,
+	}
+	for n, rt := range s.Bundle.Meta.Runtimes {
+		base, err := name.NewDigest(site.Cluster.Image(rt.Base))
+		if err != nil {
+			return BuildPlan{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s.base: %w", n, err)}
+		}
+		build := ""
+		if rt.Build != "" {
+			ref, err := name.NewDigest(site.Cluster.Image(rt.Build))
+			if err != nil {
+				return BuildPlan{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s.build: %w", n, err)}
+			}
+			build = ref.DigestStr()
+		}
+		adapter, err := treeSum(s.Bundle.FS, rt.Adapter)
+		if err != nil {
+			return BuildPlan{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s.adapter: %w", n, err)}
+		}
+		in.Runtimes[n] = RuntimeFacts{Language: rt.Language, Base: base.DigestStr(), Build: build, Adapter: adapter}
+	}
+	var lookup error
+	in.Exists = func(image, key string) string {
+		repo, err := name.NewRepository(repository + "/" + image)
+		if err != nil {
+			lookup = errors.Join(lookup, err)
+			return ""
+		}
+		ref, ok, err := s.World.Exists(ctx, repo, key)
+		if err != nil {
+			lookup = errors.Join(lookup, err)
+		}
+		if !ok {
+			return ""
+		}
+		return ref.DigestStr()
+	}
+	plan, err := PlanBuild(in)
+	return plan, errors.Join(err, lookup)
+}
+
+// files are the tree's files that take part in an image, with their sums: what
+// the units share, their own, and what decides the dependencies.
+func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
+	paths, err := ListTree(ctx, s.Job.Dir, p.Build.Output)
+	if err != nil {
+		return nil, err
+	}
+	extra := map[string]bool{p.Build.Dockerfile: true}
+	for lang, lock := range lockFiles {
+		extra[lock], extra[manifests[lang]] = true, true
+	}
+	left := map[string]bool{}
+	for _, f := range p.FileSets(paths).Left {
+		left[f] = !extra[f]
+	}
+	return SumFiles(s.Job.Dir, slices.DeleteFunc(paths, func(f string) bool { return left[f] }))
+}
+
+// checkHandlers looks for the file of every handler that which selects, and
+// names all that are missing.
+func checkHandlers(p *project.Project, dir string, which func(handler string) bool) error {
+	var problems []usererr.Problem
+	for _, f := range p.Functions {
+		if f.Language != "node" || f.Contract == "app" || !which(f.Handler) {
+			continue
+		}
+		files, export, err := runtimes.NodeHandler(f.Handler)
+		if err != nil {
+			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("line %d: functions.%s.handler: %v", f.Line, f.Name, err)})
+		} else if !anyFile(dir, files) {
+			problems = append(problems, usererr.Problem{
+				Why: fmt.Sprintf("line %d: functions.%s.handler: none of %s is there to export %q", f.Line, f.Name, strings.Join(files, ", "), export),
+			})
+		}
+	}
+	if len(problems) > 0 {
+		return &usererr.Error{Code: usererr.CodeHandlerMissing, Problems: problems}
+	}
+	return nil
+}
+
+// within reports whether p is below dir.
+func within(p, dir string) bool {
+	return dir == "." || strings.HasPrefix(p, path.Clean(dir)+"/")
+}
+
+func anyFile(dir string, names []string) bool {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	return slices.ContainsFunc(names, func(n string) bool {
+		info, err := root.Stat(filepath.FromSlash(n))
+		return err == nil && info.Mode().IsRegular()
+	})
+}
+
+// runTests runs the project's test command.
+func runTests(ctx context.Context, s *state) (string, error) {
+	p, err := s.project(ctx)
+	if err != nil {
+		return "", err
+	}
+	if p.Test.Command == "" {
+		return "faas.yml has no test.command", nil
+	}
+	if err := s.installDependencies(ctx, p); err != nil {
+		return "", err
+	}
+	if err := s.command(ctx, p.Test.Command, p.Build.Env); err != nil {
+		return "", commandFailed(usererr.CodeTestFailed, "test.command", err)
+	}
+	return "", nil
+}
+
+// runBuildCommand runs the project's own build, then looks for the handlers
+// that were to come out of it.
+func runBuildCommand(ctx context.Context, s *state) (string, error) {
+	p, err := s.project(ctx)
+	if err != nil {
+		return "", err
+	}
+	if p.Build.Command == "" {
+		return "faas.yml has no build.command", nil
+	}
+	if err := s.installDependencies(ctx, p); err != nil {
+		return "", err
+	}
+	if err := s.command(ctx, p.Build.Command, p.Build.Env); err != nil {
+		return "", commandFailed(usererr.CodeBuildInput, "build.command", err)
+	}
+	if err := checkHandlers(p, s.Job.Dir, func(string) bool { return true }); err != nil {
+		return "", err
+	}
+	// What the command made is part of the images, so the plan is made again.
+	return planBuild(ctx, s)
+}
+
+// installDependencies makes node_modules for the project's own commands. The
+// image's dependency layer does not come from it.
+func (s *state) installDependencies(ctx context.Context, p *project.Project) error {
+	if _, err := os.Stat(filepath.Join(s.Job.Dir, "package-lock.json")); err != nil || !slices.ContainsFunc(p.Functions, func(f project.Function) bool { return f.Language == "node" }) {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(s.Job.Dir, "node_modules")); err == nil {
+		return nil
+	}
+	s.Log.Printf("install dependencies: npm ci")
+	if err := s.command(ctx, "npm ci --no-audit --no-fund --loglevel=error", p.Build.Env); err != nil {
+		return commandFailed(usererr.CodeBuildInput, "npm ci", err)
+	}
+	return nil
+}
+
+// command runs a shell command of the repository. It sees where programs are
+// and build.env, and nothing of the job: no token, no FAAS_*, no CI_*.
+func (s *state) command(ctx context.Context, line string, env map[string]string) error {
+	home, err := os.MkdirTemp("", "faas-home-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(home)
+	vars := append(pick(s.Environ, commandInherited), "HOME="+home, "CI=true")
+	// npm reads the machine's configuration from a home that the command no
+	// longer has.
+	if registry, err := s.World.NPMRegistry(ctx); err == nil && registry != "" {
+		vars = append(vars, "npm_config_registry="+registry)
+	}
+	for k, v := range env {
+		vars = append(vars, k+"="+v)
+	}
+	slices.Sort(vars)
+	out := &lineWriter{log: s.Log}
+	defer out.flush()
+	return run.Command{Path: "/bin/sh", Args: []string{"-c", line}, Dir: s.Job.Dir, Env: vars, Stdout: out, Stderr: out}.Run(ctx)
+}
+
+func commandFailed(code usererr.Code, what string, err error) error {
+	var exit *run.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	return &usererr.Error{Code: code, What: "run " + what, Err: exit, Class: usererr.Project, Next: "read the command's output above"}
+}
+
+// buildImages builds and pushes what the plan says, and writes the digests.
+func buildImages(ctx context.Context, s *state) (string, error) {
+	plan, err := s.buildPlan(ctx)
+	if err != nil {
+		return "", err
+	}
+	p, err := s.project(ctx)
+	if err != nil {
+		return "", err
+	}
+	built := 0
+	refs := map[string]name.Digest{}
+	for _, img := range plan.Images {
+		req, err := s.request(ctx, p, plan, img)
+		if err != nil {
+			return "", err
+		}
+		if img.Action == "reuse" {
+			refs[img.Name] = req.Repository.Digest(img.Digest)
+			s.result.Images = append(s.result.Images, ImageResult{Name: img.Name, Ref: refs[img.Name].String(), Engine: img.Engine, Reused: true})
+			s.Log.Printf("image %s: unchanged, %s", img.Name, img.Digest)
+			continue
+		}
+		engine, ok := s.World.Engines[img.Engine]
+		if !ok {
+			return "", &usererr.Error{Code: usererr.CodeUnable, What: "build image " + img.Name, Err: fmt.Errorf("this job has no %s engine", img.Engine),
+				Next: "use the platform's job image, which has every engine"}
+		}
+		got, err := engine.Build(ctx, req)
+		if err != nil {
+			return "", fmt.Errorf("image %s: %w", img.Name, err)
+		}
+		built++
+		refs[img.Name] = got.Ref
+		s.result.Images = append(s.result.Images, ImageResult{
+			Name: img.Name, Ref: got.Ref.String(), Engine: got.Engine, Reused: got.Reused,
+			Requests: got.Requests, Uploaded: got.Uploaded, Sandbox: got.Sandbox,
+		})
+		s.layerTable(got)
+	}
+	if err := s.writeImages(plan, refs); err != nil {
+		return "", err
+	}
+	if built == 0 {
+		return "every image exists already", nil
+	}
+	return "", nil
+}
+
+// layerTable is what was in the image and what had to be sent.
+func (s *state) layerTable(img builder.Image) {
+	s.Log.Printf("image %s: %s", img.Name, img.Ref)
+	for _, l := range img.Layers {
+		how := "pushed"
+		if l.Reused {
+			how = "reused"
+		}
+		s.Log.Printf("  %-14s %9s  %s", l.Title, size(l.Size), how)
+	}
+	s.Log.Printf("  %d registry requests, %s sent", img.Requests, size(img.Uploaded))
+	if img.Sandbox == "none" {
+		s.Log.Warn("sandbox: none: installers ran in the job container itself")
+	}
+}
+
+func size(n int64) string {
+	switch {
+	case n < 10<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 10<<20:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}
+
+// imagesFile is .faas/images.json: the digests that the deploy job uses.
+type imagesFile struct {
+	Version int               `json:"version"`
+	Commit  string            `json:"commit"`
+	Images  map[string]string `json:"images"` // planned image → reference by digest
+}
+
+func (s *state) writeImages(plan *BuildPlan, refs map[string]name.Digest) error {
+	f := imagesFile{Version: 1, Commit: plan.Commit, Images: map[string]string{}}
+	for n, r := range refs {
+		f.Images[n] = r.String()
+	}
+	s.images = refs
+	return writeWork(s.Job.Dir, fileImages, f)
+}
+
+// builtImages are the digests of the plan's images, from this job or an
+// earlier one. Every planned image must have one.
+func (s *state) builtImages(ctx context.Context) (map[string]name.Digest, error) {
+	if s.images != nil {
+		return s.images, nil
+	}
+	var f imagesFile
+	if err := readWork(s.Job.Dir, fileImages, &f); err != nil {
+		return nil, err
+	}
+	plan, err := s.buildPlan(ctx)
+	if err != nil {
+		return nil, err
+	}
+	refs := map[string]name.Digest{}
+	var problems []usererr.Problem
+	for _, img := range plan.Images {
+		ref, err := name.NewDigest(f.Images[img.Name])
+		if err != nil {
+			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("image %s: no digest in %s/%s", img.Name, WorkDir, fileImages)})
+			continue
+		}
+		refs[img.Name] = ref
+	}
+	if len(problems) > 0 {
+		return nil, &usererr.Error{Code: usererr.CodeNoDigest, Problems: problems}
+	}
+	s.images = refs
+	return refs, nil
+}
+
+var digestText = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// collectImages takes the digests that a bundle's own build script left.
+func collectImages(ctx context.Context, s *state) (string, error) {
+	plan, err := s.buildPlan(ctx)
+	if err != nil {
+		return "", err
+	}
+	root, err := os.OpenRoot(s.digestDir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	refs := map[string]name.Digest{}
+	var problems []usererr.Problem
+	for _, img := range plan.Images {
+		var digest string
+		if root != nil {
+			data, _ := root.ReadFile(img.Name)
+			digest = digestText.FindString(string(data[:min(len(data), 4<<10)]))
+		}
+		if digest == "" {
+			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("image %s: no sha256:… in %s", img.Name, path.Join(WorkDir, "digests", img.Name))})
+			continue
+		}
+		ref, err := name.NewDigest(plan.Repository + "/" + img.Name + "@" + digest)
+		if err != nil {
+			return "", err
+		}
+		refs[img.Name] = ref
+		s.result.Images = append(s.result.Images, ImageResult{Name: img.Name, Ref: ref.String(), Engine: "script"})
+		s.Log.Printf("image %s: %s", img.Name, ref)
+	}
+	if len(problems) > 0 {
+		return "", &usererr.Error{Code: usererr.CodeNoDigest, Problems: problems}
+	}
+	return "", s.writeImages(plan, refs)
+}

@@ -1,0 +1,158 @@
+package stages
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kuroko-faas/kuroko/internal/run"
+)
+
+// File is one file that may enter an image: its slash path from the
+// repository's root and the sum of what decides its layer entry.
+type File struct {
+	Path string
+	// Sum is sha256 over kind, executable bit and content; never over times,
+	// owners or the rest of the mode, which differ between checkouts.
+	Sum string
+}
+
+// ListTree lists the files of the work tree that could enter an image: tracked
+// files, and everything under output, which the build command made and git
+// usually ignores. Without git metadata every file counts as tracked. The
+// result is sorted; which files really take part, project.FileSets decides.
+func ListTree(ctx context.Context, dir, output string) ([]string, error) {
+	paths, err := tracked(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	if output != "" {
+		more, err := walk(dir, output)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		paths = append(paths, more...)
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths), nil
+}
+
+// SumFiles reads the files at paths. One that is gone from the work tree but
+// still in git's index is left out; a link that leaves the tree is an error.
+func SumFiles(dir string, paths []string) ([]File, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	files := make([]File, 0, len(paths))
+	for _, p := range paths {
+		sum, err := sumFile(root, p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", p, err)
+		}
+		files = append(files, File{Path: p, Sum: sum})
+	}
+	return files, nil
+}
+
+// tracked asks git; a folder that is no work tree is walked.
+func tracked(ctx context.Context, dir string) ([]string, error) {
+	if _, err := os.Lstat(filepath.Join(dir, ".git")); err != nil {
+		return walk(dir, ".")
+	}
+	var out bytes.Buffer
+	err := run.Command{
+		Path: "git",
+		// The checkout may belong to the helper container's user; see
+		// https://git-scm.com/docs/git-config#Documentation/git-config.txt-safedirectory
+		Args:   []string{"-c", "safe.directory=*", "-c", "core.fsmonitor=false", "ls-files", "-z"},
+		Env:    []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C"},
+		Dir:    dir,
+		Stdout: &out,
+	}.Run(ctx)
+	if err != nil {
+		var exit *run.ExitError
+		if errors.As(err, &exit) && exit.Tail != "" {
+			return nil, fmt.Errorf("list the files git tracks: %s", exit.Tail)
+		}
+		return nil, fmt.Errorf("list the files git tracks: %w", err)
+	}
+	var paths []string
+	for _, p := range strings.Split(out.String(), "\x00") {
+		if p != "" {
+			paths = append(paths, p)
+		}
+	}
+	return paths, nil
+}
+
+func walk(dir, sub string) ([]string, error) {
+	var paths []string
+	err := filepath.WalkDir(filepath.Join(dir, filepath.FromSlash(sub)), func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if n := d.Name(); n == "node_modules" || n == ".git" || n == ".faas" {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		rel, err := filepath.Rel(dir, p)
+		if err != nil {
+			return err
+		}
+		paths = append(paths, filepath.ToSlash(rel))
+		return nil
+	})
+	return paths, err
+}
+
+// sumFile never follows a link, and refuses one that leaves the tree.
+func sumFile(root *os.Root, p string) (string, error) {
+	info, err := root.Lstat(filepath.FromSlash(p))
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	switch {
+	case info.Mode()&fs.ModeSymlink != 0:
+		to, err := root.Readlink(filepath.FromSlash(p))
+		if err != nil {
+			return "", err
+		}
+		if target := path.Join(path.Dir(p), to); path.IsAbs(to) || target == ".." || strings.HasPrefix(target, "../") {
+			return "", fmt.Errorf("is a link to %s, outside the repository", to)
+		}
+		fmt.Fprintf(h, "link %s", to)
+	case info.IsDir():
+		return "", fmt.Errorf("is a submodule that was not checked out (set GIT_SUBMODULE_STRATEGY: recursive)")
+	case !info.Mode().IsRegular():
+		return "", fmt.Errorf("is no regular file (%s)", info.Mode().Type())
+	default:
+		f, err := root.Open(filepath.FromSlash(p))
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		fmt.Fprintf(h, "file %v ", info.Mode()&0o111 != 0)
+		if _, err := io.Copy(h, f); err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
