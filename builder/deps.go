@@ -74,7 +74,7 @@ func (b *build) dependencies(ctx context.Context) (*part, error) {
 	}
 	defer l.Close()
 	p := &part{titled: titled{"dependencies", l.Info()}}
-	if p.reused, err = b.ensure(ctx, blobOf(p.title, l), nil, true); err != nil {
+	if p.reused, err = b.ensure(ctx, blobOf(p.title, l), nil, p.info.Size >= bigEnoughToAsk); err != nil {
 		return nil, err
 	}
 	b.remember(key, p.info)

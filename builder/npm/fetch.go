@@ -137,8 +137,8 @@ func (f *Fetcher) get(ctx context.Context, p Package, u, accept string, use func
 	for attempt := 1; ; attempt++ {
 		wait, err := f.getOnce(ctx, p, addr, accept, use)
 		var fe *FetchError
-		if err == nil || !errors.As(err, &fe) {
-			return err
+		if err == nil || ctx.Err() != nil || !errors.As(err, &fe) {
+			return err // when ctx has ended, err may be another package's
 		}
 		fe.Attempts = attempt
 		temporary := fe.Status == 0 || fe.Status >= 500 || fe.Status == http.StatusTooManyRequests || fe.Status == http.StatusRequestTimeout

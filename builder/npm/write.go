@@ -68,8 +68,9 @@ func (f *Fetcher) Write(ctx context.Context, w *layer.Writer, prefix string, pla
 				if err != nil {
 					return err
 				}
+				n := total.Add(u.data.Len())
 				results[i] <- u
-				if n := total.Add(u.data.Len()); n > limits.Total {
+				if n > limits.Total {
 					return fmt.Errorf("npm: the packages unpack to more than %d bytes: %w", limits.Total, ErrHostile)
 				}
 			}
