@@ -174,6 +174,11 @@ func TestContentAttacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	pack := packKey(m.Pack.SHA256)
+	// A whole other bundle, consistent in itself, that nobody chose.
+	other := l.build("9.9.9", "platform/scripts/hello.sh", "#!/bin/sh\necho evil\n")
+	if _, err := Publish(t.Context(), l.store, other); err != nil {
+		t.Fatal(err)
+	}
 	good := map[string][]byte{manifestKey(id): l.store.at(manifestKey(id)), pack: l.store.at(pack)}
 	flip := func(b []byte) []byte { b = bytes.Clone(b); b[len(b)/2] ^= 1; return b }
 	for _, tc := range []struct {
@@ -181,7 +186,7 @@ func TestContentAttacks(t *testing.T) {
 		raw       []byte
 	}{
 		{"manifest changed", manifestKey(id), flip(good[manifestKey(id)])},
-		{"manifest of another", manifestKey(id), []byte(`{"format":1}`)},
+		{"manifest of another", manifestKey(id), other.manifest},
 		{"manifest empty", manifestKey(id), nil},
 		{"pack changed", pack, flip(good[pack])},
 		{"pack cut", pack, good[pack][:len(good[pack])-1]},
@@ -522,6 +527,28 @@ func TestManyJobsOneDownload(t *testing.T) {
 	wg.Wait()
 	if m, p := l.store.count("v1/man/"), l.store.count("v1/pack/"); m != 1 || p != 1 {
 		t.Errorf("%d manifests and %d packs were downloaded", m, p)
+	}
+}
+
+// An older document never replaces a newer one: a slow job finishes late.
+func TestCacheKeepsTheNewest(t *testing.T) {
+	l := newLab(t)
+	l.publish("1.0.0", 100)
+	old := l.store.at("v1/chan/acme/stable.json")
+	l.now = l.now.Add(time.Hour)
+	l.publish("1.1.0", 100, "platform/scripts/new.sh", "x")
+	c, rs := cache{t.TempDir()}, roots{Root: l.root}
+	for _, raw := range [][]byte{l.store.at("v1/chan/acme/stable.json"), old} {
+		d, err := openChannel(raw, rs, "acme", "stable")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.keep(d, rs); err != nil {
+			t.Fatal(err)
+		}
+		if d, err := c.document("acme", "stable", rs); err != nil || d.Seq != 2 {
+			t.Errorf("kept %+v %v", d, err)
+		}
 	}
 }
 

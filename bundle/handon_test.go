@@ -193,9 +193,27 @@ func TestHandedIsTamperedWith(t *testing.T) {
 			}
 		}
 	}
+	// Everything replaced at once, consistent in itself.
+	evilPack := evil.objects[packKey(mustManifest(t, evil.manifest).Pack.SHA256)]
+	if err := os.WriteFile(pack, evilPack, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, raw := range map[string][]byte{
+		"all but the document":            edit(func(h *handedOn) { h.Choice.Digest, h.Manifest = evil.Digest, evil.manifest }),
+		"all but the document and digest": edit(func(h *handedOn) { h.Manifest = evil.manifest }),
+	} {
+		if err := os.WriteFile(file, raw, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.use(l.client(), q); !errors.Is(err, ErrUntrusted) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.WriteFile(file, goodFile, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	flipped := bytes.Clone(goodPack)
 	flipped[len(flipped)/2] ^= 1
-	evilPack := evil.objects[packKey(mustManifest(t, evil.manifest).Pack.SHA256)]
 	for name, raw := range map[string][]byte{
 		"flipped": flipped, "cut": goodPack[:len(goodPack)-1], "longer": append(bytes.Clone(goodPack), 0), "empty": nil, "of another bundle": evilPack,
 	} {

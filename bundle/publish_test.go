@@ -278,6 +278,32 @@ func TestNextRefuses(t *testing.T) {
 	}
 }
 
+// What covers everybody stays, however old, until something newer that covers
+// everybody is old enough.
+func TestPrune(t *testing.T) {
+	at := func(hours, percent int) Entry {
+		return Entry{From: t0.Add(-time.Duration(hours) * time.Hour), Percent: percent}
+	}
+	tiered := at(120, 100)
+	tiered.Tiers = []string{"sandbox"}
+	for _, tc := range []struct {
+		name string
+		es   []Entry
+		keep int
+	}{
+		{"young", []Entry{at(1, 100), at(2, 100), at(3, 100)}, 3},
+		{"old and alone", []Entry{at(1, 5), at(1000, 100)}, 2},
+		{"old behind a young one", []Entry{at(1, 100), at(1000, 100)}, 2},
+		{"behind an old one", []Entry{at(1, 5), at(100, 100), at(1000, 100), at(2000, 5)}, 2},
+		{"behind an old partial one", []Entry{at(100, 99), at(1000, 100)}, 2},
+		{"behind an old one for some tiers", []Entry{tiered, at(1000, 100)}, 2},
+	} {
+		if got := prune(tc.es, t0, 0); len(got) != tc.keep {
+			t.Errorf("%s: %d entries left, want %d", tc.name, len(got), tc.keep)
+		}
+	}
+}
+
 func TestRevokeRefuses(t *testing.T) {
 	l := newLab(t)
 	id := l.publish("1.0.0", 100)

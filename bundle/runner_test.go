@@ -99,8 +99,7 @@ func TestRunner(t *testing.T) {
 	}
 	for name, spoil := range map[string]func() error{
 		"changed": func() error {
-			os.Chmod(path, 0o755)
-			return os.WriteFile(path, bytes.Repeat([]byte("x"), len(binary)), 0o555)
+			return errors.Join(os.Chmod(path, 0o755), os.WriteFile(path, bytes.Repeat([]byte("x"), len(binary)), 0), os.Chmod(path, 0o555))
 		},
 		"other mode": func() error { return os.Chmod(path, 0o777) },
 		"link":       func() error { os.Remove(path); return os.Symlink("/bin/true", path) },
