@@ -47,7 +47,9 @@ type Options struct {
 	// NPMAuthorize adds credentials to requests to the package registries.
 	NPMAuthorize func(*http.Request)
 	// Install runs the real package manager for lock files that need it; nil
-	// means npm of this machine, in a sandbox where there is one.
+	// means npm of this machine, in a sandbox where there is one: the program's
+	// main then begins with internal/sandbox.Main. It gets the registry's
+	// address and none of its credentials.
 	Install Installer
 	// Attempts and Delay are those of [registry.Options].
 	Attempts int

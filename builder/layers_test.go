@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -364,6 +365,35 @@ func TestTwentyImagesShareLayers(t *testing.T) {
 	log := requests(w.reg, func() { img = build("k7-changed", "code 7, changed", 7) })
 	if len(log) != 5 || img.Uploaded > 4000 {
 		t.Errorf("one change of twenty: %d bytes, %v", img.Uploaded, log)
+	}
+}
+
+func TestImagesAtOnce(t *testing.T) {
+	w := newWorld(t)
+	e := engine(t, builder.Options{CacheDir: t.TempDir(), NPMCache: t.TempDir()})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		req := w.request(t, fmt.Sprint("k", i), fmt.Sprint("code ", i))
+		req.Repository = req.Repository.Registry.Repo(fmt.Sprintf("team/app/fn%d", i))
+		wg.Go(func() {
+			img, err := e.Build(context.Background(), req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			pulled, err := remote.Image(img.Ref)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := validate.Image(pulled); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(w.npm.Requests()); n != 6 {
+		t.Errorf("6 archives were fetched with %d requests: %v", n, w.npm.Requests())
 	}
 }
 
