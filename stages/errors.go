@@ -8,6 +8,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/oss"
 )
@@ -23,6 +24,8 @@ func explainLeaf(err error) error {
 	switch {
 	case errors.As(err, &input):
 		return &usererr.Error{Code: usererr.CodeBuildInput, Err: err, Next: input.Next}
+	case errors.Is(err, sandbox.ErrForbidden), errors.Is(err, sandbox.ErrNoOverlay):
+		return &usererr.Error{Code: usererr.CodeUnable, Err: err, Next: "use a job runner that allows user namespaces; images without a Dockerfile need none"}
 	case errors.Is(err, builder.ErrDenied):
 		return &usererr.Error{Code: usererr.CodeRegistryDenied, Err: err}
 	case errors.As(err, &registry):

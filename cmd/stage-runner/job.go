@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -42,6 +43,10 @@ func (j job) run(ctx context.Context, names []string) error {
 	facts, err := ci.FromEnv(j.getenv)
 	if err != nil {
 		return &usererr.Error{Code: usererr.CodeJobEnv, Err: err}
+	}
+	// Making the folder would hide the mistake until nothing is found in it.
+	if info, err := os.Stat(facts.Dir); err != nil || !info.IsDir() {
+		return &usererr.Error{Code: usererr.CodeJobEnv, Err: fmt.Errorf("CI_PROJECT_DIR: %s is no folder", facts.Dir)}
 	}
 	log := ci.Log{W: j.stderr, GitLab: j.getenv("GITLAB_CI") == "true" && j.getenv("NO_COLOR") == "", Now: time.Now}
 

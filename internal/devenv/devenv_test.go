@@ -2,7 +2,9 @@ package devenv
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -16,7 +18,6 @@ import (
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/internal/devenv/gitlabci"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
-	"github.com/kuroko-faas/kuroko/oss/ossd"
 )
 
 func TestMain(m *testing.M) {
@@ -223,16 +224,15 @@ func TestPipeline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(next, append(data, "another build"...), 0o755); err != nil {
+	data = append(data, "another build"...)
+	if err := os.WriteFile(next, data, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	w.publish(Release{Version: "5", Runner: RunnerFrom("1.2.0", system, next)})
-	w.services.OSSD.SetFault(func(r *http.Request) ossd.Fault {
-		if strings.Contains(r.URL.Path, "/v1/bin/") {
-			return ossd.Fault{Body: ossd.Flip, BodyAt: 100_000}
-		}
-		return ossd.Fault{}
-	})
+	key := fmt.Sprintf("v1/bin/%x", sha256.Sum256(data))
+	if err := w.services.OSSD.PutObject(w.services.Bucket, key, []byte("#!/bin/sh\necho owned\n")); err != nil {
+		t.Fatal(err)
+	}
 	w.code(w.pipeline(), "build:test", 78, "E1203")
 }
 

@@ -62,7 +62,8 @@ type Repository struct {
 	// Bin is the folder with stage-runner, as the job image would have it.
 	Bin string
 
-	iid int64
+	shim string
+	iid  int64
 }
 
 // NewRepository makes a project of the files in example and clones it. The
@@ -75,8 +76,17 @@ func (g *GitLab) NewRepository(ctx context.Context, path, example string, id int
 	if err != nil {
 		return nil, err
 	}
-	return &Repository{Checkout: c, ProjectID: id, Path: path}, nil
+	r := &Repository{Checkout: c, ProjectID: id, Path: path, shim: filepath.Join(g.dir, "shim")}
+	return r, writeFile(r.shim, "stage-runner*", shim)
 }
+
+// shim stands before stage-runner in jobs: with a forced shell executor,
+// gitlab-ci-local names a work tree in CI_PROJECT_DIR that only a container
+// would have. In GitLab the variable is the job's folder.
+const shim = `#!/bin/sh
+PATH=${PATH#*:}
+CI_PROJECT_DIR=$PWD exec stage-runner "$@"
+`
 
 // Outcome is a pipeline that ran, with the reports of its jobs by name.
 type Outcome struct {
@@ -117,7 +127,7 @@ func (r *Repository) RetryJob(ctx context.Context, job string, output io.Writer)
 func (r *Repository) pipeline(output io.Writer) gitlabci.Pipeline {
 	return gitlabci.Pipeline{
 		Created: time.Now().UTC().Truncate(time.Second), ProjectID: r.ProjectID, IID: r.iid,
-		Variables: r.Env, Path: []string{r.Bin}, Output: output,
+		Variables: r.Env, Path: []string{r.shim, r.Bin}, Output: output,
 	}
 }
 
