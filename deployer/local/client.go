@@ -26,10 +26,8 @@ type Target struct {
 	http   *http.Client
 	units  *http.Client
 
-	mu      sync.Mutex
-	url     string
-	sandbox string
-	why     string
+	mu  sync.Mutex
+	url string
 }
 
 // callTime bounds one call on the socket; waiting has calls of its own.
@@ -106,31 +104,25 @@ func (t *Target) unavailable(ctx context.Context, verb string, err error) error 
 	return fmt.Errorf("local target: %s: %w: %w", verb, deployer.ErrUnavailable, err)
 }
 
-// info asks once where the server is and how it runs units.
-func (t *Target) info(ctx context.Context) (url, sandbox, why string, err error) {
+// URL is where units are reached.
+func (t *Target) URL(ctx context.Context) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.url == "" {
 		out, err := t.call(ctx, "info", request{})
 		if err != nil {
-			return "", "", "", err
+			return "", err
 		}
-		t.url, t.sandbox, t.why = out.URL, out.Sandbox, out.Why
+		t.url = out.URL
 	}
-	return t.url, t.sandbox, t.why, nil
-}
-
-// URL is where units are reached.
-func (t *Target) URL(ctx context.Context) (string, error) {
-	url, _, _, err := t.info(ctx)
-	return url, err
+	return t.url, nil
 }
 
 // Sandbox is how the server runs units: root, userns or none, and why not
 // better.
 func (t *Target) Sandbox(ctx context.Context) (mode, why string, err error) {
-	_, mode, why, err = t.info(ctx)
-	return mode, why, err
+	out, err := t.call(ctx, "info", request{})
+	return out.Sandbox, out.Why, err
 }
 
 // Head implements deployer.Records.

@@ -369,6 +369,10 @@ func (i *instance) life() error {
 	}
 	stop()
 	<-exited
+	var f *deployer.Failure
+	if !up && errors.As(err, &f) && i.host.launch.another(o, f) {
+		return i.life()
+	}
 	return err
 }
 

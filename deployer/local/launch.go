@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
@@ -26,6 +27,9 @@ type launcher interface {
 	// grace everything it started is killed. wait blocks until all has ended
 	// and returns nil, ctx's cause or a *run.ExitError.
 	start(ctx context.Context, o order) (wait func() error, err error)
+	// another reports whether, after a start that failed with f, start will
+	// now try another way.
+	another(o order, f *deployer.Failure) bool
 	mode() sandbox.Mode
 }
 
@@ -86,6 +90,8 @@ type sandboxed struct {
 var errAgain = errors.New("prepare again")
 
 func (l *sandboxed) mode() sandbox.Mode { return l.how }
+
+func (*sandboxed) another(order, *deployer.Failure) bool { return false }
 
 func (l *sandboxed) prepare(ctx context.Context, ref name.Digest, revision string, progress func(string)) (rootfs, error) {
 	whole := ""

@@ -323,16 +323,23 @@ func TestUnprivileged(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(own, "unit"), program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), bin, "-test.run=^TestUnitSeesItsImageOnly$", "-test.v")
-	cmd.Dir = own
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + own, "HOME=" + own, prebuilt + "=" + filepath.Join(own, "unit")}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("PASS")) {
-		t.Fatalf("as an ordinary user: %v\n%s", err, out)
-	}
-	if bytes.Contains(out, []byte("SKIP")) {
-		t.Skipf("as an ordinary user: %s", out)
+	for mode, test := range map[string]string{"auto": "TestUnitSeesItsImageOnly", "none": "TestRouting"} {
+		t.Run(mode, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), bin, "-test.run=^"+test+"$", "-test.v")
+			cmd.Dir = own
+			cmd.Env = []string{
+				"PATH=" + os.Getenv("PATH"), "TMPDIR=" + own, "HOME=" + own,
+				prebuilt + "=" + filepath.Join(own, "unit"), "KUROKO_TEST_SANDBOX=" + mode,
+			}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			out, err := cmd.CombinedOutput()
+			if err != nil || !bytes.Contains(out, []byte("PASS")) {
+				t.Fatalf("as an ordinary user: %v\n%s", err, out)
+			}
+			if bytes.Contains(out, []byte("SKIP")) {
+				t.Skipf("as an ordinary user: %s", out)
+			}
+		})
 	}
 }
 

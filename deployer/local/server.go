@@ -166,20 +166,18 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 		dir: filepath.Join(dir, "cache"), keychain: o.Keychain, rt: o.Transport,
 		limits: limits{o.MaxImageBytes, o.MaxImageFiles}, owners: os.Geteuid() == 0,
 	}
+	say := func(format string, args ...any) {
+		if o.Log != nil {
+			o.Log(fmt.Sprintf(format, args...))
+		}
+	}
 	launch := o.launcher
 	if launch == nil {
-		if launch, s.why, err = chooseLauncher(ctx, o.Sandbox, s.images); err != nil {
+		if launch, s.why, err = chooseLauncher(ctx, o.Sandbox, s.images, say); err != nil {
 			return nil, err
 		}
 	}
-	s.host = host{
-		launch: launch, ports: new(ports), times: o.Times, note: s.note, proxyTo: s.proxyTo,
-		say: func(format string, args ...any) {
-			if o.Log != nil {
-				o.Log(fmt.Sprintf(format, args...))
-			}
-		},
-	}
+	s.host = host{launch: launch, ports: new(ports), times: o.Times, note: s.note, proxyTo: s.proxyTo, say: say}
 	records, err := s.book.services()
 	if err != nil {
 		return nil, err
@@ -223,10 +221,10 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 }
 
 // chooseLauncher finds the sandbox that is asked for, or the best there is.
-func chooseLauncher(ctx context.Context, want string, im *images) (launcher, string, error) {
+func chooseLauncher(ctx context.Context, want string, im *images, say func(string, ...any)) (launcher, string, error) {
 	switch want {
 	case string(sandbox.None):
-		return plain{im}, "asked for", nil
+		return &plain{images: im, say: say}, "asked for", nil
 	case "", "auto", string(sandbox.Root), string(sandbox.UserNS):
 	default:
 		return nil, "", fmt.Errorf("sandbox %q: want auto, root, userns or none: %w", want, os.ErrInvalid)
@@ -242,7 +240,7 @@ func chooseLauncher(ctx context.Context, want string, im *images) (launcher, str
 		return nil, "", fmt.Errorf("sandbox root: %w: %s", sandbox.ErrForbidden, why)
 	}
 	if mode == sandbox.None {
-		return plain{im}, why, nil
+		return &plain{images: im, say: say}, why, nil
 	}
 	return &sandboxed{images: im, how: mode}, why, nil
 }
