@@ -21,10 +21,15 @@ type limits struct {
 // layerNeeds says what a layer, unpacked alone, would lose: then the image's
 // layers are unpacked on top of each other instead.
 type layerNeeds struct {
-	// Below: the layer removes files of lower ones, links to them, or leaves
-	// the modes of its folders to them.
+	// Below: the layer removes files of lower ones, or links to them.
 	Below bool `json:"below"`
+	// Folders are those it has files in but does not describe: in a lower
+	// layer they may be links, or have another mode.
+	Folders []string `json:"folders,omitempty"`
 }
+
+// maxFolders is how many such folders are looked up; more count as Below.
+const maxFolders = 1000
 
 // hostileError is a layer that tries what no honest builder writes.
 type hostileError struct{ what string }
@@ -163,9 +168,14 @@ func (x *extractor) folder(name string, links int) (string, error) {
 	st, err := x.root.Lstat(at)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		// Not in the layer: in a lower one perhaps, with another mode.
-		x.need.Below = true
+		if x.need.Folders = append(x.need.Folders, at); len(x.need.Folders) > maxFolders {
+			x.need.Folders, x.need.Below = nil, true
+		}
 		if err := x.root.Mkdir(at, 0o755); err != nil {
+			return "", err
+		}
+		// Whatever our umask is.
+		if err := x.root.Chmod(at, 0o755); err != nil {
 			return "", err
 		}
 		x.mine[at] = true

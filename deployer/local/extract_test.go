@@ -126,16 +126,17 @@ var plenty = limits{bytes: 1 << 20, files: 1000}
 
 func TestExtract(t *testing.T) {
 	for _, tc := range []struct {
-		name   string
-		layers [][]string
-		want   []string
-		below  bool
+		name    string
+		layers  [][]string
+		want    []string
+		below   bool
+		folders int
 	}{
 		{name: "files", layers: [][]string{{"d ./ 755", "d a/", "f a/x 1", "f ./b 2", "f /c 3"}}, want: []string{"a/", "a/x=1", "b=2", "c=3"}},
 		{name: "odd names", layers: [][]string{{"f 函数 1", "f -rf 2", "f a\nb 3", "f ... 4"}}, want: []string{"-rf=2", "...=4", "a\nb=3", "函数=1"}},
 		{name: "sticky kept, set-id dropped", layers: [][]string{{"d tmp/ 1777", "s bin 1"}}, want: []string{"bin=1", "tmp/ sticky"}},
 		{name: "devices left out", layers: [][]string{{"c null", "f x 1"}}, want: []string{"x=1"}},
-		{name: "folder of a lower layer", layers: [][]string{{"f a/b/x 1"}}, want: []string{"a/", "a/b/", "a/b/x=1"}, below: true},
+		{name: "folder of a lower layer", layers: [][]string{{"f a/b/x 1"}}, want: []string{"a/", "a/b/", "a/b/x=1"}, folders: 2},
 		{name: "later entry wins", layers: [][]string{{"f x 1", "f x 2", "d y", "f y/z 1", "l y x"}}, want: []string{"x=2", "y -> x"}},
 		{name: "through a link inside", layers: [][]string{{"d usr/", "d usr/lib/", "l lib usr/lib", "f lib/x 1"}}, want: []string{"lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/x=1"}},
 		{name: "absolute link stays inside", layers: [][]string{{"d run/", "d var/", "l var/run /run", "f var/run/x 1"}}, want: []string{"run/", "run/x=1", "var/", "var/run -> /run"}},
@@ -162,8 +163,8 @@ func TestExtract(t *testing.T) {
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
-			if need.Below != tc.below {
-				t.Errorf("needs lower layers: %v, want %v", need.Below, tc.below)
+			if need.Below != tc.below || len(need.Folders) != tc.folders {
+				t.Errorf("needs %+v of lower layers, want %v, %d folders", need, tc.below, tc.folders)
 			}
 		})
 	}
@@ -192,6 +193,26 @@ func TestExtractRefusesHostileLayers(t *testing.T) {
 	}
 	if _, _, err := unpackInto(t, true, plenty, pack(t, "f a 1")[:512]); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("a layer cut short: %v", err)
+	}
+}
+
+func TestAlike(t *testing.T) {
+	a, b := t.TempDir(), t.TempDir()
+	for name, mode := range map[string]os.FileMode{"plain": 0o755, "open": 0o777 | os.ModeSticky} {
+		if err := os.Mkdir(filepath.Join(a, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(filepath.Join(a, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("plain", filepath.Join(a, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"plain": true, "none": true, "open": false, "link": false} {
+		if got := alike([]string{name}, []string{b, a}); got != want {
+			t.Errorf("%s is alike: %v, want %v", name, got, want)
+		}
 	}
 }
 

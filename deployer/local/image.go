@@ -163,14 +163,14 @@ func (c *images) pull(ctx context.Context, ref name.Digest, whole string, progre
 	if whole == "" && !rec.Below && len(rec.Layers) <= overlayLayers {
 		fs := rootfs{imageRecord: rec}
 		for i, d := range rec.Layers {
-			below := false
 			if img != nil {
 				progress(fmt.Sprintf("pulling image, %d of %d layers", i, len(rec.Layers)))
-				if below, err = c.layer(ctx, img, d); err != nil {
+				need, err := c.layer(ctx, img, d)
+				if err != nil {
 					return rootfs{}, err
 				}
+				rec.Below = rec.Below || i > 0 && (need.Below || !alike(need.Folders, fs.lower))
 			}
-			rec.Below = rec.Below || below && i > 0
 			fs.lower = append([]string{filepath.Join(c.layerDir(d), "fs")}, fs.lower...)
 		}
 		if img != nil {
@@ -217,13 +217,31 @@ func (c *images) manifest(ctx context.Context, ref name.Digest) (v1.Image, image
 	return img, rec, nil
 }
 
+// alike reports whether folders that a layer does not describe would be the
+// same without it: not there, or as we made them.
+func alike(folders, lower []string) bool {
+	for _, f := range folders {
+		for _, l := range lower {
+			st, err := os.Lstat(filepath.Join(l, f))
+			if err != nil {
+				continue
+			}
+			sys, ok := st.Sys().(*syscall.Stat_t)
+			if st.Mode() != os.ModeDir|0o755 || !ok || int(sys.Uid) != os.Geteuid() || int(sys.Gid) != os.Getegid() {
+				return false
+			}
+			break
+		}
+	}
+	return true
+}
+
 // layer unpacks one layer alone, once.
-func (c *images) layer(ctx context.Context, img v1.Image, diffID string) (below bool, err error) {
+func (c *images) layer(ctx context.Context, img v1.Image, diffID string) (need layerNeeds, err error) {
 	dir := c.layerDir(diffID)
 	defer c.lock(dir)()
-	var need layerNeeds
 	if b, err := os.ReadFile(filepath.Join(dir, "needs.json")); err == nil && json.Unmarshal(b, &need) == nil {
-		return need.Below, nil
+		return need, nil
 	}
 	err = c.unpack(dir, func(root *os.Root) error {
 		x := &extractor{root: root, owners: c.owners, left: c.limits}
@@ -233,7 +251,7 @@ func (c *images) layer(ctx context.Context, img v1.Image, diffID string) (below 
 		need = x.need
 		return nil
 	}, func(tmp string) error { return writeJSON(filepath.Join(tmp, "needs.json"), need) })
-	return need.Below, err
+	return need, err
 }
 
 // whole unpacks all layers on top of each other, once per folder.

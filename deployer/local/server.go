@@ -5,7 +5,13 @@
 //
 // Units run in a sandbox of their own where the machine allows it; see
 // [Server.Sandbox]. Limits of memory and CPU, scaling and concurrency limits
-// do not take effect here: one process per revision that is wanted.
+// do not take effect here: one process per revision that is wanted. The
+// network is the machine's.
+//
+// A request names a unit, by the first label of its host or the first segment
+// of its path. So a function that moves to another unit moves to another
+// address: the new one answers before the old one ends, but nothing maps one
+// to the other, as a gateway's routes do on a cluster.
 //
 // A program that starts a Server calls sandbox.Main first thing in main, and
 // in TestMain.
@@ -314,7 +320,14 @@ func (s *Server) Close(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
-	err := s.ctl.Close()
+	// A call that waits for a revision may be cut short; one that writes is
+	// quicker than this.
+	short, cancel := context.WithTimeout(ctx, longPoll+time.Second)
+	defer cancel()
+	err := s.ctl.Shutdown(short)
+	if err != nil {
+		err = s.ctl.Close()
+	}
 	// Requests first: they need their units.
 	if e := s.data.Shutdown(ctx); e != nil {
 		err = errors.Join(err, s.data.Close())

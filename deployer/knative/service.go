@@ -1,0 +1,407 @@
+package knative
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kn "knative.dev/client/pkg/serving/v1"
+	knserving "knative.dev/serving/pkg/apis/serving"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/kuroko-faas/kuroko/deployer"
+)
+
+// getService reads a Service and checks that it is the scope's; nil: there is
+// none.
+func (t *Target) getService(ctx context.Context, scope deployer.Scope, name string) (*servingv1.Service, error) {
+	svc, err := read(ctx, t, "read service "+name, func(ctx context.Context) (*servingv1.Service, error) {
+		return t.knative(scope).GetService(ctx, name)
+	})
+	if errors.Is(err, deployer.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return svc, ours(scope, "service", name, svc.Labels)
+}
+
+// getRevision reads a revision of the service; nil: there is none.
+func (t *Target) getRevision(ctx context.Context, scope deployer.Scope, service, name string) (*servingv1.Revision, error) {
+	rev, err := read(ctx, t, "read revision "+name, func(ctx context.Context) (*servingv1.Revision, error) {
+		return t.knative(scope).GetRevision(ctx, name)
+	})
+	if errors.Is(err, deployer.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := owned(scope, "revision", name, rev.Labels); err != nil {
+		return nil, err
+	}
+	if of := rev.Labels[knserving.ServiceLabelKey]; of != service {
+		return nil, fmt.Errorf("knative: revision %s is of service %q, not of %s: %w", name, of, service, deployer.ErrExists)
+	}
+	return rev, nil
+}
+
+// fenced is the right to change svc: our lease is the newest, and nobody with
+// a newer one has written svc.
+func (t *Target) fenced(ctx context.Context, f deployer.Fence, svc *servingv1.Service) error {
+	if svc != nil {
+		if e := epochOf(svc); e > f.Epoch {
+			return fmt.Errorf("knative: service %s was written under epoch %d, ours is %d: %w", svc.Name, e, f.Epoch, deployer.ErrFenced)
+		}
+	}
+	return t.fence(ctx, f)
+}
+
+func epochOf(svc *servingv1.Service) int64 {
+	e, _ := strconv.ParseInt(svc.Annotations[AnnotationEpoch], 10, 64)
+	return e
+}
+
+// write changes a Service: read, check, change, write under the version that
+// was read; again from the start when somebody else was faster or the cluster
+// did not answer. change gets nil where there is no Service and returns nil
+// for none to be written. The Service as it stands then is returned.
+func (t *Target) write(ctx context.Context, f deployer.Fence, name string, change func(*servingv1.Service) (*servingv1.Service, error)) (*servingv1.Service, error) {
+	var last error
+	for n := 1; n <= tries+3; n++ {
+		svc, err := t.writeOnce(ctx, f, name, change)
+		if err == nil || !passing(err) && !errors.Is(err, deployer.ErrExists) || errors.Is(err, errKeep) {
+			return svc, err
+		}
+		last = err
+		if err := t.pause(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	return nil, last
+}
+
+// errKeep marks an ErrExists of change's own, which no repetition heals.
+var errKeep = errors.New("the name is taken")
+
+func (t *Target) writeOnce(ctx context.Context, f deployer.Fence, name string, change func(*servingv1.Service) (*servingv1.Service, error)) (*servingv1.Service, error) {
+	old, err := t.getService(ctx, f.Scope, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.fenced(ctx, f, old); err != nil {
+		return nil, err
+	}
+	if old != nil && old.DeletionTimestamp != nil {
+		return nil, fmt.Errorf("knative: service %s is still being removed: %w", name, deployer.ErrUnavailable)
+	}
+	var in *servingv1.Service
+	if old != nil {
+		in = old.DeepCopy()
+	}
+	svc, err := change(in)
+	if err != nil || svc == nil {
+		return old, err
+	}
+	if svc.Annotations == nil {
+		svc.Annotations = map[string]string{}
+	}
+	svc.Annotations[AnnotationEpoch] = strconv.FormatInt(f.Epoch, 10)
+	if old == nil {
+		_, err = once(ctx, t, "create service "+name, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, t.knative(f.Scope).CreateService(ctx, svc)
+		})
+	} else {
+		if equality.Semantic.DeepEqual(svc.Spec, old.Spec) && maps.Equal(svc.Annotations, old.Annotations) && maps.Equal(svc.Labels, old.Labels) {
+			return old, nil
+		}
+		_, err = once(ctx, t, "update service "+name, func(ctx context.Context) (bool, error) {
+			return t.knative(f.Scope).UpdateService(ctx, svc)
+		})
+		if errors.Is(err, deployer.ErrNotFound) {
+			err = fmt.Errorf("%w: %w", deployer.ErrConflict, err) // removed meanwhile: look again
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return svc, nil
+}
+
+// Ensure implements [deployer.Units].
+func (t *Target) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec, revision string) error {
+	_, err := t.write(ctx, f, s.Name, func(svc *servingv1.Service) (*servingv1.Service, error) {
+		rev, err := t.getRevision(ctx, f.Scope, s.Name, revision)
+		if err != nil {
+			return nil, err
+		}
+		if svc == nil {
+			return t.newService(f, s, revision)
+		}
+		switch {
+		case rev != nil && rev.Annotations[AnnotationHash] != s.Hash():
+			return nil, fmt.Errorf("knative: revision %s has other content: %w: %w", revision, deployer.ErrExists, errKeep)
+		case rev != nil:
+			svc.Spec.Template = templateOf(rev)
+		case svc.Spec.Template.Name == revision && svc.Spec.Template.Annotations[AnnotationHash] != s.Hash():
+			return nil, fmt.Errorf("knative: revision %s has other content: %w: %w", revision, deployer.ErrExists, errKeep)
+		case svc.Spec.Template.Name == revision:
+			// Asked for already; Knative is about to make it.
+		default:
+			if svc.Spec.Template, err = template(f.Scope, s, revision, t.cfg.ProgressDeadline); err != nil {
+				return nil, err
+			}
+		}
+		dead := map[string]bool{}
+		for _, target := range svc.Spec.Traffic {
+			if target.RevisionName == revision || target.RevisionName == "" || target.Percent != nil && *target.Percent > 0 {
+				continue
+			}
+			other, err := t.getRevision(ctx, f.Scope, s.Name, target.RevisionName)
+			if err != nil {
+				return nil, err
+			}
+			dead[target.RevisionName] = other == nil || other.IsFailed()
+		}
+		svc.Spec.Traffic = stagedTraffic(svc.Spec.Traffic, revision, func(r string) bool { return dead[r] })
+		setLabels(svc, f.Scope, s.Unit)
+		return svc, nil
+	})
+	return about(s.Unit, revision, err)
+}
+
+func (t *Target) newService(f deployer.Fence, s deployer.Spec, revision string) (*servingv1.Service, error) {
+	tmpl, err := template(f.Scope, s, revision, t.cfg.ProgressDeadline)
+	if err != nil {
+		return nil, err
+	}
+	svc := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Name: s.Name}}
+	svc.Spec.Template = tmpl
+	svc.Spec.Traffic = targets([]deployer.Share{{Revision: revision, Percent: 100, Tag: TagNext}})
+	setLabels(svc, f.Scope, s.Unit)
+	return svc, nil
+}
+
+func setLabels(svc *servingv1.Service, scope deployer.Scope, unit string) {
+	if svc.Labels == nil {
+		svc.Labels = map[string]string{}
+	}
+	maps.Copy(svc.Labels, scopeLabels(scope))
+	svc.Labels[LabelUnit] = label(unit)
+	if svc.Annotations == nil {
+		svc.Annotations = map[string]string{}
+	}
+	svc.Annotations[group+"unit"] = unit
+}
+
+// SetTraffic implements [deployer.Units].
+func (t *Target) SetTraffic(ctx context.Context, f deployer.Fence, service string, all []deployer.Share) error {
+	sum := 0
+	for _, s := range all {
+		sum += s.Percent
+		if s.Percent < 0 || s.Percent > 100 {
+			return fmt.Errorf("knative: service %s: share of %s is %d %%", service, s.Revision, s.Percent)
+		}
+	}
+	if sum != 100 {
+		return fmt.Errorf("knative: shares of service %s add up to %d", service, sum)
+	}
+	_, err := t.write(ctx, f, service, func(svc *servingv1.Service) (*servingv1.Service, error) {
+		if svc == nil {
+			return nil, fmt.Errorf("knative: service %s: %w", service, deployer.ErrNotFound)
+		}
+		for _, s := range all {
+			rev, err := t.getRevision(ctx, f.Scope, service, s.Revision)
+			if err != nil {
+				return nil, err
+			}
+			if rev == nil {
+				return nil, fmt.Errorf("knative: revision %s: %w", s.Revision, deployer.ErrNotFound)
+			}
+		}
+		svc.Spec.Traffic = targets(all)
+		return svc, nil
+	})
+	if err != nil {
+		return err
+	}
+	return t.settle(ctx, f.Scope, service)
+}
+
+// settle waits until the route has taken the Service's shares over.
+func (t *Target) settle(ctx context.Context, scope deployer.Scope, service string) error {
+	wait, cancel := context.WithTimeoutCause(ctx, t.cfg.Times.Route, errRoute)
+	defer cancel()
+	changed := t.watch(wait, scope, routes(service), services(service))
+	for {
+		svc, route, err := t.routeOf(wait, scope, service)
+		why := "the cluster does not answer"
+		if err == nil && svc == nil {
+			return fmt.Errorf("knative: service %s: %w", service, deployer.ErrNotFound)
+		}
+		if err == nil {
+			if why = routed(svc, route); why == "" {
+				return nil
+			}
+		} else if !passing(err) && !errors.Is(err, errRoute) {
+			return err
+		}
+		if err := changed(wait); err != nil {
+			if !errors.Is(err, errRoute) {
+				return err
+			}
+			return &deployer.Failure{
+				Code: deployer.IngressNotReady, Unit: svcUnit(svc), Next: "look at the ingress of the cluster; the deploy may be repeated",
+				Cause: fmt.Sprintf("the route of %s did not take the new shares over in %s: %s", service, t.cfg.Times.Route, why),
+			}
+		}
+	}
+}
+
+var errRoute = errors.New("the route did not follow in time")
+
+// RestoreTemplate implements [deployer.Units].
+func (t *Target) RestoreTemplate(ctx context.Context, f deployer.Fence, s deployer.Spec, revision string) error {
+	_, err := t.write(ctx, f, s.Name, func(svc *servingv1.Service) (*servingv1.Service, error) {
+		if svc == nil {
+			return nil, fmt.Errorf("knative: service %s: %w", s.Name, deployer.ErrNotFound)
+		}
+		rev, err := t.getRevision(ctx, f.Scope, s.Name, revision)
+		if err != nil {
+			return nil, err
+		}
+		if rev == nil {
+			return nil, fmt.Errorf("knative: revision %s: %w", revision, deployer.ErrNotFound)
+		}
+		svc.Spec.Template = templateOf(rev)
+		return svc, nil
+	})
+	return about(s.Unit, revision, err)
+}
+
+// RemoveRevision implements [deployer.Units].
+func (t *Target) RemoveRevision(ctx context.Context, f deployer.Fence, service, revision string) error {
+	dropped := false
+	svc, err := t.write(ctx, f, service, func(svc *servingv1.Service) (*servingv1.Service, error) {
+		if svc == nil {
+			return nil, nil
+		}
+		if svc.Spec.Template.Name == revision {
+			// Knative would make it again at once.
+			return nil, fmt.Errorf("knative: revision %s is what service %s describes; restore another template first", revision, service)
+		}
+		var keep []deployer.Share
+		for _, s := range shares(svc.Spec.Traffic) {
+			if s.Revision != revision {
+				keep = append(keep, s)
+				continue
+			}
+			if s.Percent > 0 {
+				return nil, fmt.Errorf("knative: revision %s has %d %% of the traffic", revision, s.Percent)
+			}
+			dropped = true
+		}
+		if dropped {
+			svc.Spec.Traffic = targets(keep)
+		}
+		return svc, nil
+	})
+	if err != nil || svc == nil {
+		return err
+	}
+	if dropped {
+		if err := t.settle(ctx, f.Scope, service); err != nil {
+			return err
+		}
+	}
+	rev, err := t.getRevision(ctx, f.Scope, service, revision)
+	if err != nil || rev == nil {
+		return err
+	}
+	_, err = read(ctx, t, "remove revision "+revision, func(ctx context.Context) (struct{}, error) {
+		background := metav1.DeletePropagationBackground
+		return struct{}{}, t.serve.Revisions(rev.Namespace).Delete(ctx, revision, metav1.DeleteOptions{
+			Preconditions: &metav1.Preconditions{UID: &rev.UID}, PropagationPolicy: &background,
+		})
+	})
+	if err != nil && !errors.Is(err, deployer.ErrNotFound) && !errors.Is(err, deployer.ErrConflict) {
+		return err
+	}
+	// Under its own name it can only come back when its parts are gone.
+	return t.gone(ctx, func(ctx context.Context) (bool, error) {
+		d, err := t.kube.AppsV1().Deployments(rev.Namespace).List(ctx, metav1.ListOptions{LabelSelector: ofRevision(revision)})
+		return err == nil && len(d.Items) == 0, err
+	})
+}
+
+// RemoveService implements [deployer.Units].
+func (t *Target) RemoveService(ctx context.Context, f deployer.Fence, service string) error {
+	svc, err := t.getService(ctx, f.Scope, service)
+	for n := 1; ; n++ {
+		if err != nil {
+			return err
+		}
+		if err := t.fenced(ctx, f, svc); err != nil || svc == nil {
+			return err
+		}
+		_, err = once(ctx, t, "remove service "+service, func(ctx context.Context) (struct{}, error) {
+			background := metav1.DeletePropagationBackground
+			return struct{}{}, t.serve.Services(svc.Namespace).Delete(ctx, service, metav1.DeleteOptions{
+				// The version too: a newer holder's write in between counts.
+				Preconditions:     &metav1.Preconditions{UID: &svc.UID, ResourceVersion: &svc.ResourceVersion},
+				PropagationPolicy: &background,
+			})
+		})
+		if err == nil || errors.Is(err, deployer.ErrNotFound) {
+			break
+		}
+		if !passing(err) || n == tries+3 {
+			return err
+		}
+		if err := t.pause(ctx, n); err != nil {
+			return err
+		}
+		svc, err = t.getService(ctx, f.Scope, service)
+	}
+	// The name is free when Knative's parts of the same name are gone.
+	return t.gone(ctx, func(ctx context.Context) (bool, error) {
+		revs, err := t.knative(f.Scope).ListRevisions(ctx, kn.WithService(service))
+		if err != nil || len(revs.Items) > 0 {
+			return false, err
+		}
+		routes, err := t.knative(f.Scope).ListRoutes(ctx, kn.WithName(service))
+		if err != nil || len(routes.Items) > 0 {
+			return false, err
+		}
+		configs, err := t.serve.Configurations(svc.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector(map[string]string{knserving.ServiceLabelKey: service})})
+		return err == nil && len(configs.Items) == 0, err
+	})
+}
+
+// gone waits until look says so, a bounded time: what the cluster's collector
+// has not removed by then it removes later, and that is no error.
+func (t *Target) gone(ctx context.Context, look func(context.Context) (bool, error)) error {
+	deadline := time.Now().Add(t.cfg.Times.Remove)
+	for time.Now().Before(deadline) {
+		done, err := once(ctx, t, "look for what is left", look)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if done {
+			return nil
+		}
+		if err != nil && !passing(err) {
+			return nil // not allowed to look; the collector does its work all the same
+		}
+		if err := sleep(ctx, min(t.cfg.Times.Poll, 250*time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
