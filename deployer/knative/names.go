@@ -70,7 +70,9 @@ func scopeLabels(s deployer.Scope) map[string]string {
 func selector(m map[string]string) string { return labels.SelectorFromSet(m).String() }
 
 // ofRevision selects what Knative made for a revision.
-func ofRevision(name string) string { return selector(map[string]string{serving.RevisionLabelKey: name}) }
+func ofRevision(name string) string {
+	return selector(map[string]string{serving.RevisionLabelKey: name})
+}
 
 // owned checks that the object carries the scope's owner.
 func owned(s deployer.Scope, kind, name string, have map[string]string) error {

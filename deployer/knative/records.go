@@ -93,7 +93,6 @@ func (t *Target) SwapHead(ctx context.Context, scope deployer.Scope, h deployer.
 		return deployer.Head{}, deployer.ErrConflict
 	}
 	leases := t.kube.CoordinationV1().Leases(t.namespace(scope))
-	put := leases.Update
 	if l != nil {
 		l = l.DeepCopy()
 	} else {
@@ -110,7 +109,7 @@ func (t *Target) SwapHead(ctx context.Context, scope deployer.Scope, h deployer.
 		if h.Version == "" {
 			return leases.Create(ctx, l, metav1.CreateOptions{})
 		}
-		return put(ctx, l, metav1.UpdateOptions{})
+		return leases.Update(ctx, l, metav1.UpdateOptions{})
 	})
 	switch {
 	case errors.Is(err, deployer.ErrExists), errors.Is(err, deployer.ErrNotFound):
@@ -239,16 +238,16 @@ func (t *Target) RemoveRelease(ctx context.Context, f deployer.Fence, id string)
 	if err := t.fence(ctx, f); err != nil {
 		return err
 	}
-	maps := t.kube.CoreV1().ConfigMaps(t.namespace(f.Scope))
+	records := t.kube.CoreV1().ConfigMaps(t.namespace(f.Scope))
 	m, err := read(ctx, t, "read release "+id, func(ctx context.Context) (*corev1.ConfigMap, error) {
-		return maps.Get(ctx, releaseName(f.Scope, id), metav1.GetOptions{})
+		return records.Get(ctx, releaseName(f.Scope, id), metav1.GetOptions{})
 	})
 	if err == nil {
 		err = owned(f.Scope, "release", id, m.Labels)
 	}
 	if err == nil {
 		_, err = read(ctx, t, "remove release "+id, func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, maps.Delete(ctx, m.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID}})
+			return struct{}{}, records.Delete(ctx, m.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID}})
 		})
 	}
 	if errors.Is(err, deployer.ErrNotFound) || errors.Is(err, deployer.ErrConflict) {
