@@ -240,6 +240,9 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, err)
 	}
+	for i := range units {
+		units[i].Inputs = p.Inputs[units[i].Spec.Name]
+	}
 	rel := Release{
 		Scope: p.Scope, Created: r.o.Now().UTC(), Commit: p.Commit, Pipeline: p.Pipeline, Bundle: p.Bundle,
 		CreatedBy: p.CreatedBy, Units: units, Previous: state.Head.Live,

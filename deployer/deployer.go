@@ -97,6 +97,8 @@ type Live struct {
 	Image    string `json:"image"`
 	URL      string `json:"url"` // of the route
 	Spec     Spec   `json:"spec"`
+	// Inputs are the unit's of [Plan.Inputs].
+	Inputs map[string]string `json:"inputs,omitempty"`
 }
 
 // unit returns the release's unit with that service name.

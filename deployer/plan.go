@@ -22,6 +22,10 @@ type Plan struct {
 	// Strategy is how traffic moves: direct (also when empty). Others are
 	// refused with [ErrPlanned].
 	Strategy string `json:"strategy,omitempty"`
+	// Inputs says by service what each unit was made of: names and sums that
+	// the caller understands. The release carries them, so that a later plan
+	// can say what changed; no revision depends on them.
+	Inputs map[string]map[string]string `json:"inputs,omitempty"`
 }
 
 // Options are how, not what. The zero value works.
