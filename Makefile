@@ -50,3 +50,5 @@ demo: build ## the whole main job on this machine; MARK=word, KEEP=1
 .PHONY: bench
 bench: ## start of the runner, and builds cold / code change / no change with request counts
 	$(GO) test -run '^$$' -bench . ./cmd/stage-runner ./builder
+
+include lab/lab.mk

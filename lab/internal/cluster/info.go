@@ -122,7 +122,7 @@ func (c Config) Status() Status {
 			s.Exited = "is gone"
 		}
 		if s.Exited != "" {
-			st.Died = append(st.Died, Dead{k.Name, s.Exited, k.Log, logEnd(k.Log, 20)})
+			st.Died = append(st.Died, Dead{k.Name, s.Exited, k.Log, logEnd(k.Log, logLines)})
 		}
 		st.Components = append(st.Components, s)
 	}
@@ -134,7 +134,7 @@ func (c Config) Status() Status {
 		}
 		st.State = "broken"
 		log := c.path("log", "init.log")
-		st.Died = append(st.Died, Dead{"the lab's own process", "ended", log, logEnd(log, 20)})
+		st.Died = append(st.Died, Dead{"the lab's own process", "ended", log, logEnd(log, logLines)})
 	case len(st.Died) > 0:
 		st.State = "broken"
 	case err == nil:

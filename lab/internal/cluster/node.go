@@ -211,6 +211,8 @@ func (c Config) apiserver(extra ...string) []string {
 		"--tls-cert-file=" + pki("apiserver.crt"), "--tls-private-key-file=" + pki("apiserver.key"), "--client-ca-file=" + pki("ca.crt"),
 		"--service-account-key-file=" + pki("sa.pub"), "--service-account-signing-key-file=" + pki("sa.key"),
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		// No front proxy is ever allowed; scheduler and controllers complain without the file.
+		"--requestheader-client-ca-file=" + pki("ca.crt"), "--requestheader-allowed-names=none",
 		"--service-cluster-ip-range=" + serviceCIDR, "--v=1"}, extra...)
 }
 
@@ -240,7 +242,8 @@ func (c Config) startControlPlane(s *supervisor, self string) error {
 		"--authentication-kubeconfig=" + conf("kcm"), "--authorization-kubeconfig=" + conf("kcm"), "--cert-dir=" + c.path("var", "kcm"),
 		"--service-account-private-key-file=" + c.path("pki", "sa.key"), "--root-ca-file=" + c.path("pki", "ca.crt"),
 		"--use-service-account-credentials=true", "--cluster-cidr=" + podCIDR, "--service-cluster-ip-range=" + serviceCIDR,
-		"--allocate-node-cidrs=false", "--leader-elect=false"}); err != nil {
+		"--allocate-node-cidrs=false", "--leader-elect=false",
+		"--flex-volume-plugin-dir=" + c.path("var", "volume-plugins")}); err != nil {
 		return err
 	}
 	return s.start("kube-scheduler", []string{c.bin("kube", "kube-scheduler"), "--kubeconfig=" + conf("scheduler"),

@@ -39,7 +39,7 @@ func writePKI(dir, server string, addrs []string, now time.Time) error {
 		return err
 	}
 	ca := p.template("lab-ca", nil)
-	ca.IsCA, ca.BasicConstraintsValid = true, true
+	ca.IsCA, ca.BasicConstraintsValid, ca.ExtKeyUsage = true, true, nil // no limit on what it signs
 	ca.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
 	if p.caCert, p.caPEM, err = p.sign("ca.crt", ca, ca, p.caKey.Public()); err != nil {
 		return err

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Component is one process of the lab, as written to components.json.
@@ -163,7 +165,7 @@ func (s *supervisor) reap() {
 
 // died writes what happened where up, status and people look for it.
 func (s *supervisor) died(c *Component) {
-	end := logEnd(c.Log, 20)
+	end := logEnd(c.Log, logLines)
 	text := fmt.Sprintf("%s %s at %s (pid %d in the lab)\nthe end of %s:\n%s\n",
 		c.Name, c.Exited, time.Now().UTC().Format(time.RFC3339), c.PID, c.Log, indent(end))
 	fmt.Fprint(os.Stderr, text)
@@ -222,14 +224,17 @@ func (s *supervisor) wait(what string, limit time.Duration, ok func() error) err
 
 func describe(st syscall.WaitStatus) string {
 	if st.Signaled() {
-		return "was killed by " + st.Signal().String()
+		return "was killed by " + unix.SignalName(st.Signal())
 	}
 	return fmt.Sprintf("exited with status %d", st.ExitStatus())
 }
 
 func indent(s string) string { return "    " + strings.ReplaceAll(s, "\n", "\n    ") }
 
-// logEnd returns the last n lines of a file, of its last 16 KiB.
+// logLines of a dead component's log are shown.
+const logLines = 10
+
+// logEnd returns the last n lines of a file, of its last 16 KiB, long lines cut.
 func logEnd(path string, n int) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -254,6 +259,11 @@ func logEnd(path string, n int) string {
 	lines := strings.Split(strings.TrimRight(string(b[:m]), "\n"), "\n")
 	if len(lines) > n {
 		lines = lines[len(lines)-n:]
+	}
+	for i, l := range lines {
+		if len(l) > 400 {
+			lines[i] = l[:400] + "…"
+		}
 	}
 	if len(lines) == 1 && lines[0] == "" {
 		return "(empty)"

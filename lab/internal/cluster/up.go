@@ -216,7 +216,7 @@ func (c Config) spawn() (int, error) {
 	go cmd.Wait() // takes it away should it end before we do
 	p, err := readProc(pid)
 	if err != nil {
-		return 0, fmt.Errorf("the lab's process is gone: %s", logEnd(c.path("log", "init.log"), 20))
+		return 0, fmt.Errorf("the lab's process is gone: %s", logEnd(c.path("log", "init.log"), logLines))
 	}
 	return pid, os.WriteFile(c.path("run", "init"), []byte(fmt.Sprintf("%d %s\n", pid, p.Start)), 0o644)
 }
@@ -253,7 +253,7 @@ func (c Config) Alive() error {
 		return err
 	}
 	if _, ok := c.initPID(); !ok {
-		return fmt.Errorf("%w: the process that holds it; the end of its log:\n%s", ErrDied, indent(logEnd(c.path("log", "init.log"), 20)))
+		return fmt.Errorf("%w: the process that holds it; the end of its log:\n%s", ErrDied, indent(logEnd(c.path("log", "init.log"), logLines)))
 	}
 	return nil
 }

@@ -1,0 +1,26 @@
+# The lab: docs/lab.md. Exit code 77 of the program says that this machine can't run it.
+LAB := $(BIN)/lab
+.PHONY: $(LAB) lab-up lab-down lab-status lab-conformance test-api e2e e2e-long
+$(LAB):
+	@cd lab && GOWORK=off $(GO) build $(GOFLAGS_BUILD) -o $(LAB) ./cmd/lab
+
+# Runs the program; what this machine can't do is skipped, not failed.
+lab-run = @$(LAB) $(1) || { rc=$$?; if [ $$rc = 77 ]; then echo "$@: skipped"; else exit $$rc; fi; }
+
+lab-up: $(LAB) ## a real Kubernetes with Knative on this machine (root; compiles it first, once: 10-20 minutes)
+	$(call lab-run,up)
+lab-down: $(LAB) ## end the lab and leave nothing of it
+	$(call lab-run,down)
+lab-status: $(LAB) ## what the lab runs, its addresses and memory
+	$(call lab-run,status)
+lab-conformance: $(LAB) ## public conformance suites against the lab's ingress (root)
+	$(call lab-run,conformance)
+# RUN=REGEXP chooses tests, PKG='./DIR ...' packages.
+lab-test = test $(1) $(if $(RUN),--run '$(RUN)') $(PKG)
+test-api: $(LAB) ## tests beside a real API server with Knative's webhook and controller (no root)
+	$(call lab-run,$(call lab-test,api))
+e2e: $(LAB) ## tests in the full lab, which is started for them (root)
+	$(call lab-run,$(call lab-test,e2e))
+e2e-long: $(LAB) ## e2e with its longer runs, and the ingress conformance suites
+	$(call lab-run,$(call lab-test,e2e --long))
+	$(call lab-run,conformance)
