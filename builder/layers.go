@@ -148,7 +148,7 @@ func (e *Layers) Build(ctx context.Context, req Request) (Image, error) {
 	}
 	s := e.reg.Session()
 	image, err := e.build(ctx, s, req)
-	image.Name, image.Key, image.Engine = req.Name, req.Key, "layers"
+	image.Name, image.Key, image.Engine = req.Name, req.Key, "layer"
 	image.Requests, image.Uploaded = s.Requests(), s.Sent()
 	if err != nil {
 		if ctx.Err() != nil {

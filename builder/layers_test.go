@@ -207,7 +207,7 @@ func TestImageIsWhatWasAskedFor(t *testing.T) {
 	if want := "base true, adapter false, dependencies false, code false"; strings.Join(table, ", ") != want {
 		t.Errorf("layers: %s, want %s", strings.Join(table, ", "), want)
 	}
-	if got.Name != "nodejs18" || got.Key != "k1" || got.Engine != "layers" || got.Reused || got.Uploaded <= 0 || got.Uploaded > 2*sum || got.Sandbox != "" {
+	if got.Name != "nodejs18" || got.Key != "k1" || got.Engine != "layer" || got.Reused || got.Uploaded <= 0 || got.Uploaded > 2*sum || got.Sandbox != "" {
 		t.Errorf("image: %+v", got)
 	}
 }

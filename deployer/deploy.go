@@ -16,7 +16,8 @@ import (
 // [*Failed] from preflight. After that: [*Failed], with the coded causes
 // inside. A deploy whose process died is finished or undone by the next one.
 //
-// Deploying what is live already writes nothing. An older pipeline than the
+// Deploying what is live already makes no release; that the pipeline asked for
+// it is noted in the Head. An older pipeline than the
 // newest one that was live is refused, unless its own release was live once:
 // then this is a [Rollback] to it.
 func Deploy(ctx context.Context, t Target, p Plan, o Options) (Outcome, error) {
@@ -231,8 +232,16 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	}
 	changes := Decide(p.Units, state)
 	open := state.Head.Rollout
-	if open == nil && state.Live != nil && same(*state.Live, p) && !slices.ContainsFunc(changes, func(c Change) bool { return c.Action != Unchanged }) {
+	if open == nil && state.Live != nil && sameUnits(*state.Live, p.Units) && !slices.ContainsFunc(changes, func(c Change) bool { return c.Action != Unchanged }) {
 		r.say(Event{Step: StepLive, Text: "nothing to change, " + state.Live.ID + " is live"})
+		if !same(*state.Live, p) {
+			// A release for every pipeline that changes nothing would push the
+			// one that a rollback means out of reach. The pipeline is noted as
+			// one under which this release was live.
+			if err := r.confirm(ctx, *state.Live, p.Pipeline); err != nil {
+				return Outcome{}, failed(StepLive, err)
+			}
+		}
 		r.cleanup(ctx, *state.Live, nil)
 		return Outcome{Release: *state.Live, Changes: changes, NoChange: true, Verified: true, Warnings: r.warnings}, nil
 	}
@@ -256,6 +265,15 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 		return Outcome{}, r.unstage(ctx, state, changes, failed(StepRecord, err))
 	}
 	return r.shift(ctx, rel, state, changes, true, func(h *Head) { h.Held = "" })
+}
+
+// confirm notes that the live release is also what a newer pipeline asks for.
+func (r *run) confirm(ctx context.Context, live Release, pipeline int64) error {
+	at := r.o.Now().UTC()
+	return r.lease.update(ctx, func(h *Head) {
+		h.Pipeline = max(h.Pipeline, pipeline)
+		h.remember(WasLive{Release: live.ID, Pipeline: pipeline, At: at})
+	})
 }
 
 // rollback makes the recorded release live again, under the lease.

@@ -126,12 +126,32 @@ func TestDeployChangesOnlyWhatChanged(t *testing.T) {
 		if !again.NoChange || again.ID != "r2" {
 			t.Errorf("again: %s, no change %v; want r2, true", again.ID, again.NoChange)
 		}
-		// Another pipeline with equal units is a release, but no revision.
+		// Another pipeline with equal units makes neither revision nor release: a
+		// rollback still means the release before.
 		third := deploy(t, c, plan(3, unit("a", "aa"), unit("b", "b2")))
-		if third.ID != "r3" || actions(third.Changes) != "a:unchanged b:unchanged" {
-			t.Errorf("third: %s, %s", third.ID, actions(third.Changes))
+		if !third.NoChange || third.ID != "r2" || actions(third.Changes) != "a:unchanged b:unchanged" {
+			t.Errorf("third: %s, no change %v, %s", third.ID, third.NoChange, actions(third.Changes))
 		}
 		settled(t, c, third.Release)
+		head, err := c.Head(t.Context(), scope)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if head.Pipeline != 3 || head.Previous != "r1" {
+			t.Errorf("head: pipeline %d, previous %s; want 3, r1", head.Pipeline, head.Previous)
+		}
+		// It counts as live under that pipeline: a later re-run of its job is
+		// welcome, and one of a pipeline that never deployed is not.
+		fourth := deploy(t, c, plan(5, unit("a", "aa"), unit("b", "b3")))
+		if fourth.ID != "r3" {
+			t.Errorf("fourth: %s", fourth.ID)
+		}
+		if back := deploy(t, c, plan(3, unit("a", "aa"), unit("b", "b2"))); !back.Rollback || back.ID != "r2" {
+			t.Errorf("re-run of pipeline 3: %s, rollback %v", back.ID, back.Rollback)
+		}
+		if _, err := deployer.Deploy(t.Context(), c, plan(4, unit("a", "aa"), unit("b", "b2")), deployer.Options{Holder: t.Name()}); !errors.Is(err, deployer.ErrSuperseded) {
+			t.Errorf("pipeline 4 gave %v", err)
+		}
 	})
 }
 

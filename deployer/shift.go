@@ -62,13 +62,20 @@ func (r *run) golive(ctx context.Context, rel Release, live func(*Head)) error {
 		h.Live, h.Previous, h.Rollout, h.Staged = rel.ID, rel.Previous, nil, ""
 		h.Pipeline = max(h.Pipeline, rel.Pipeline)
 		h.Seq = max(h.Seq, seqOf(rel.ID))
-		// A write whose answer was lost is applied again to what it left.
-		if n := len(h.History); n == 0 || h.History[n-1].Release != rel.ID || !h.History[n-1].At.Equal(at) {
-			h.History = append(slices.Clone(h.History), WasLive{Release: rel.ID, Pipeline: rel.Pipeline, At: at})
-		}
-		h.History = h.History[max(0, len(h.History)-HistoryLimit):]
+		h.remember(WasLive{Release: rel.ID, Pipeline: rel.Pipeline, At: at})
 		live(h)
 	})
+}
+
+// remember adds a line to the history. A write whose answer was lost is
+// applied again to what it left, so the same line twice is one.
+func (h *Head) remember(w WasLive) {
+	n := len(h.History)
+	if n > 0 && h.History[n-1].Release == w.Release && h.History[n-1].Pipeline == w.Pipeline && h.History[n-1].At.Equal(w.At) {
+		return
+	}
+	h.History = append(slices.Clone(h.History), w)
+	h.History = h.History[max(0, len(h.History)-HistoryLimit):]
 }
 
 // isLive looks whether the write that failed had its effect after all.
