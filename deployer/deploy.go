@@ -34,7 +34,7 @@ func Deploy(ctx context.Context, t Target, p Plan, o Options) (Outcome, error) {
 			return err
 		} else if was != "" {
 			r.say(Event{Step: StepLease, Text: fmt.Sprintf("pipeline %d was live as %s: returning to it", p.Pipeline, was)})
-			if out, err = r.rollback(ctx, was, ""); err == nil {
+			if out, err = r.rollback(ctx, was, "", p.Pipeline); err == nil {
 				out.Rollback = true
 			}
 			return err
@@ -94,7 +94,7 @@ func Rollback(ctx context.Context, t Target, scope Scope, id string, o Options) 
 		}
 		why := fmt.Sprintf("rolled back from %s to %s by %s", cmp.Or(head.Live, "nothing"), id, r.o.Holder)
 		var err error
-		out, err = r.rollback(ctx, id, why)
+		out, err = r.rollback(ctx, id, why, 0)
 		out.Rollback = err == nil
 		return err
 	})
@@ -276,8 +276,9 @@ func (r *run) confirm(ctx context.Context, live Release, pipeline int64) error {
 	})
 }
 
-// rollback makes the recorded release live again, under the lease.
-func (r *run) rollback(ctx context.Context, id, why string) (Outcome, error) {
+// rollback makes the recorded release live again, under the lease. Without a
+// why it is the re-run of a pipeline's deploy.
+func (r *run) rollback(ctx context.Context, id, why string, rerun int64) (Outcome, error) {
 	state, err := r.recover(ctx, nil)
 	if err != nil {
 		return Outcome{}, err
@@ -311,7 +312,7 @@ func (r *run) rollback(ctx context.Context, id, why string) (Outcome, error) {
 	}
 	return r.shift(ctx, rel, state, changes, false, func(h *Head) {
 		if why == "" {
-			why = fmt.Sprintf("pipeline %d was run again by %s", rel.Pipeline, r.o.Holder)
+			why = fmt.Sprintf("pipeline %d was run again by %s", rerun, r.o.Holder)
 		}
 		h.Held = why
 	})
