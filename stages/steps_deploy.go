@@ -31,7 +31,7 @@ func (s *state) open(ctx context.Context) (*Target, error) {
 
 // planDeploy compares what should run with what does.
 func planDeploy(ctx context.Context, s *state) (string, error) {
-	if err := s.mayDeploy(); err != nil {
+	if err := s.mayDeploy(ctx); err != nil {
 		return "", err
 	}
 	p, err := s.project(ctx)
@@ -69,10 +69,25 @@ func planDeploy(ctx context.Context, s *state) (string, error) {
 	return "", writeWork(s.Job.Dir, fileDeployPlan, deploy)
 }
 
-// mayDeploy refuses jobs that GitLab says must not move traffic.
-func (s *state) mayDeploy() error {
+// mayDeploy refuses jobs that GitLab says must not move traffic, and deploys of
+// tiers that don't go on under an old word of the platform.
+func (s *state) mayDeploy(ctx context.Context) error {
 	switch s.Job.Action {
 	case "", "start", "prepare":
+		if !s.Bundle.Choice.Stale {
+			return nil
+		}
+		p, err := s.project(ctx)
+		if err != nil {
+			return err
+		}
+		policy, err := s.Bundle.Policy()
+		if err != nil {
+			return err
+		}
+		if policy.Tier(string(p.Service.Tier)).RefuseStale {
+			return &usererr.Error{Code: usererr.CodeStale, Err: fmt.Errorf("%s; tier %s needs a current one", s.Bundle.Choice.Why, p.Service.Tier)}
+		}
 		return nil
 	}
 	return &usererr.Error{

@@ -29,7 +29,7 @@ import (
 func Connect(getenv func(string) string, registry ci.Registry, log io.Writer) (World, error) {
 	keys := keychain{ci: registry}
 	cache := getenv("FAAS_CACHE_DIR")
-	layers, err := builder.NewLayers(builder.Options{Keychain: keys, CacheDir: below(cache, "layers")})
+	layers, err := builder.NewLayers(builder.Options{Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm")})
 	if err != nil {
 		return World{}, err
 	}

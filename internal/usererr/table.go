@@ -32,12 +32,14 @@ const (
 	CodeBundleContent    Code = "E1207"
 	CodePublish          Code = "E1208"
 	CodeNotFound         Code = "E1209"
+	CodeStale            Code = "E1210"
 
 	CodeBuildInput          Code = "E1301"
 	CodeRegistryUnavailable Code = "E1302"
 	CodeRegistryDenied      Code = "E1303"
 	CodeNoDigest            Code = "E1304"
 	CodeHandlerMissing      Code = "E1305"
+	CodeNoBase              Code = "E1306"
 
 	CodeDeployFailed      Code = "E1401"
 	CodeTargetUnavailable Code = "E1402"
@@ -82,12 +84,14 @@ var table = map[Code]entry{
 	CodeRunnerBlob:       {Config, "start the stage runner that the bundle names", "publish the bundle again with a runner blob for this platform"},
 	CodeBundleContent:    {Config, "read the platform bundle", "correct the bundle and publish it again"},
 	CodePublish:          {Config, "publish the platform bundle", ""},
+	CodeStale:            {Config, "deploy under a platform bundle that nobody confirmed lately", "tell the platform team to publish, or to refresh the channel"},
 	CodeNotFound:         {Config, "read from the object store", "check the address, the bucket and the prefix"},
 
 	CodeBuildInput:          {Project, "build the images", ""},
 	CodeRegistryUnavailable: {External, "reach the image registry", "run the job again later; if it keeps failing, tell the platform team"},
 	CodeRegistryDenied:      {Config, "log in to the image registry", "check the registry's user and password (CI_REGISTRY_USER, CI_REGISTRY_PASSWORD)"},
 	CodeNoDigest:            {Config, "find the digest of every planned image", "the build stage must write one digest for each image to $FAAS_DIGESTS/<image>"},
+	CodeNoBase:              {Config, "find the runtime's base image in the registry", "push the platform's images: faasctl image push base/… build/… --registry …"},
 	CodeHandlerMissing:      {Project, "find the functions' handlers", "correct functions.<name>.handler in faas.yml, or add the file"},
 
 	CodeDeployFailed:      {Project, "deploy the release", "read the function's last log lines above; the previous release still serves"},
