@@ -359,6 +359,27 @@ func TestPipelineKeepsItsBundle(t *testing.T) {
 	l.refused(l.run("deploy,promote"), 78, "error: verify the platform bundle", "E1203")
 }
 
+// An expired channel document is a warning, and for a tier whose policy says
+// so the end of deploys, not of builds.
+func TestStaleChannel(t *testing.T) {
+	l := newLab(t)
+	l.write(map[string]string{"faas.yml": strings.Replace(shop, "service: shop", "service: {name: shop, tier: core}", 1) + "rollout: {strategy: direct}\n"})
+	l.publish(devenv.Release{TTL: time.Second})
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		l.newPipeline()
+		o := l.ok("prepare,test,build")
+		if strings.Contains(o.log, "was not confirmed since") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the channel of one second is still current:\n%s", o.log)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	l.refused(l.run("deploy,promote"), 78, "E1210", "tier core")
+}
+
 func TestMissingVariablesAreNamedAtOnce(t *testing.T) {
 	var stdout, log bytes.Buffer
 	code := run(t.Context(), []string{"stage-runner", "run", "prepare"}, []string{"PATH=/usr/bin"}, &stdout, &log)

@@ -69,6 +69,8 @@ type Release struct {
 	Remove []string
 	Runner *bundle.RunnerFiles
 	Why    string
+	// TTL is how long the channel is current without a word; 0 is 30 days.
+	TTL time.Duration
 }
 
 // Publish builds a bundle, publishes it and makes it current for everybody at
@@ -101,10 +103,10 @@ func (p *Platform) Publish(ctx context.Context, r Release) (string, error) {
 	if _, err := bundle.Publish(ctx, p.store, pkg); err != nil {
 		return "", err
 	}
-	return pkg.Digest, p.activate(ctx, pkg, r.Why)
+	return pkg.Digest, p.activate(ctx, pkg, r)
 }
 
-func (p *Platform) activate(ctx context.Context, pkg *bundle.Package, why string) error {
+func (p *Platform) activate(ctx context.Context, pkg *bundle.Package, r Release) error {
 	prev, _, err := bundle.Current(ctx, p.store, p.root, org, p.Channel)
 	if errors.Is(err, oss.ErrNotFound) {
 		prev = bundle.Channel{Org: org, Name: p.Channel, Root: p.root.N}
@@ -112,7 +114,7 @@ func (p *Platform) activate(ctx context.Context, pkg *bundle.Package, why string
 		return err
 	}
 	next, err := bundle.Next(prev, bundle.Entry{Manifest: strings.TrimPrefix(pkg.Digest, "sha256:"), Version: pkg.Version, Percent: 100}, bundle.Terms{
-		Now: time.Now(), Why: why, Who: "devenv",
+		Now: time.Now(), TTL: r.TTL, Why: r.Why, Who: "devenv",
 	})
 	if err != nil {
 		return err
