@@ -1,6 +1,7 @@
 package devenv
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,7 +109,9 @@ func (o Outcome) Failure() string {
 // to output, which may be nil.
 func (r *Repository) Pipeline(ctx context.Context, output io.Writer) (Outcome, error) {
 	r.iid++
-	res, err := r.Run(ctx, r.pipeline(output))
+	quiet := &filter{w: output}
+	defer quiet.flush()
+	res, err := r.Run(ctx, r.pipeline(quiet))
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -117,7 +120,9 @@ func (r *Repository) Pipeline(ctx context.Context, output io.Writer) (Outcome, e
 
 // RetryJob runs one job of the last pipeline again.
 func (r *Repository) RetryJob(ctx context.Context, job string, output io.Writer) (Outcome, error) {
-	res, err := r.Retry(ctx, r.pipeline(output), job)
+	quiet := &filter{w: output}
+	defer quiet.flush()
+	res, err := r.Retry(ctx, r.pipeline(quiet), job)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -130,6 +135,38 @@ func (r *Repository) pipeline(output io.Writer) gitlabci.Pipeline {
 		Variables: r.Env, Path: []string{r.shim, r.Bin}, Output: output,
 	}
 }
+
+// filter leaves out the lines in which gitlab-ci-local explains itself. A nil w
+// takes nothing.
+type filter struct {
+	w    io.Writer
+	rest []byte
+}
+
+func (f *filter) Write(p []byte) (int, error) {
+	f.rest = append(f.rest, p...)
+	for {
+		i := bytes.IndexByte(f.rest, '\n')
+		if i < 0 {
+			return len(p), nil
+		}
+		line := f.rest[:i+1]
+		f.rest = f.rest[i+1:]
+		if err := f.line(line); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (f *filter) line(line []byte) error {
+	if f.w == nil || bytes.Contains(line, []byte(" WARN ")) {
+		return nil
+	}
+	_, err := f.w.Write(line)
+	return err
+}
+
+func (f *filter) flush() { _ = f.line(f.rest) }
 
 func outcome(res gitlabci.Result) (Outcome, error) {
 	o := Outcome{Result: res, Reports: map[string]stages.Report{}}
