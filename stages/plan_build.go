@@ -4,9 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"sort"
+	"path"
+	"slices"
 	"strings"
 
+	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -23,6 +25,11 @@ type BuildPlan struct {
 	// Repository is where the images go; an image's is Repository/Name.
 	Repository string         `json:"repository"`
 	Images     []PlannedImage `json:"images"`
+	// Shared are the files that every image's code layer has, sorted; an
+	// image's Files are its own beside them.
+	Shared []string `json:"shared"`
+	// Notes are advice for people about this plan.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // PlannedImage is one image: one runtime and one set of files, shared by all
@@ -39,10 +46,14 @@ type PlannedImage struct {
 	EngineWhy string `json:"engineWhy"`
 	Action    string `json:"action"` // build, reuse
 	Why       string `json:"why"`
+	// Causes are what differs from the live release; none where that is not
+	// known.
+	Causes []Cause `json:"causes,omitempty"`
 	// Digest is set when the image exists already.
 	Digest string `json:"digest,omitempty"`
-	// Files are the paths in the code layer, sorted.
-	Files []string `json:"files"`
+	// Files are the paths in the code layer beside those that all share,
+	// sorted; see [BuildPlan.Files].
+	Files []string `json:"files,omitempty"`
 	// Lock is the lock file that decides the dependency layer; empty without one.
 	Lock string `json:"lock,omitempty"`
 	// Dockerfile is the path of the instructions, for the dockerfile engine.
@@ -51,7 +62,7 @@ type PlannedImage struct {
 
 // Input is one named part of a key, so that a changed key can be explained.
 type Input struct {
-	Name string `json:"name"` // code, dependencies, base, adapter, …
+	Name string `json:"name"` // code, code of DIR, package-lock.json, platform: adapter, …
 	Sum  string `json:"sum"`
 }
 
@@ -78,6 +89,9 @@ type BuildInput struct {
 	Layout string
 	// Exists looks an image up by name and key; nil finds none.
 	Exists func(image, key string) (digest string)
+	// Live is the release that serves, for saying what changed; nil when it is
+	// not known. It decides nothing.
+	Live *deployer.Release
 }
 
 // RuntimeFacts are what of a runtime enters a key.
@@ -89,19 +103,15 @@ type RuntimeFacts struct {
 }
 
 // PlanBuild decides the images. Units that run the same runtime with the same
-// files and build settings share one.
+// files and build settings share one. It takes time linear in the number of
+// files and units.
 func PlanBuild(in BuildInput) (BuildPlan, error) {
 	plan := BuildPlan{
 		Version: 1, Service: in.Project.Service.Name, Environment: in.Environment, Commit: in.Commit,
 		Bundle: in.Bundle, Repository: in.Repository, Images: []PlannedImage{},
 	}
-	paths := make([]string, 0, len(in.Files))
-	sums := map[string]string{}
-	for _, f := range in.Files {
-		paths = append(paths, f.Path)
-		sums[f.Path] = f.Sum
-	}
-	sets := in.Project.FileSets(paths)
+	code := codeOf(in.Project, in.Files)
+	plan.Shared = code.sets.Shared
 	groups := map[string]*PlannedImage{}
 	var order []string
 	for _, u := range in.Project.Units {
@@ -111,22 +121,31 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		}
 		img := PlannedImage{Runtime: u.Runtime, Units: []string{u.Name}, Dockerfile: u.Build.Dockerfile}
 		img.Engine, img.EngineWhy = chooseEngine(u.Build)
-		img.Files = sets.Of(in.Project, u.Name, paths)
-		if lock := lockFiles[rt.Language]; sums[lock] != "" {
+		if lock := lockFiles[rt.Language]; code.sums[lock] != "" {
 			img.Lock = lock
 		}
-		img.Inputs = inputs(u, rt, img, sums, in.Layout)
+		sources := code.sources(u)
+		img.Inputs = inputs(u, rt, img, code, sources, in.Layout)
 		img.Key = keyOf(img.Inputs)
 		if g, ok := groups[img.Key]; ok {
 			g.Units = append(g.Units, u.Name)
 			continue
 		}
+		for _, dir := range sources {
+			img.Files = append(img.Files, code.sets.Own[dir]...)
+		}
+		slices.Sort(img.Files)
 		groups[img.Key] = &img
 		order = append(order, img.Key)
 	}
 	perRuntime := map[string]int{}
 	for _, k := range order {
 		perRuntime[groups[k].Runtime]++
+	}
+	live := liveUnits(in.Live)
+	service := map[string]string{}
+	for _, u := range in.Project.Units {
+		service[u.Name] = u.ServiceName
 	}
 	for _, k := range order {
 		img := groups[k]
@@ -135,6 +154,16 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 			img.Name += "-" + img.Units[0]
 		}
 		img.Action, img.Why = "build", "no image has these inputs yet"
+		for _, u := range img.Units {
+			// Its units run the same image; one of them may be new.
+			if l, ok := live[service[u]]; ok && l.Inputs != nil {
+				img.Causes = inputCauses(l.Inputs, img.record(), false)
+				break
+			}
+		}
+		if len(img.Causes) > 0 {
+			img.Why = causeText(img.Causes)
+		}
 		if in.Exists != nil {
 			if d := in.Exists(img.Name, img.Key); d != "" {
 				img.Action, img.Why, img.Digest = "reuse", "an image with the same inputs exists", d
@@ -142,7 +171,92 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		}
 		plan.Images = append(plan.Images, *img)
 	}
+	if !code.split && len(in.Project.Units) > 1 && slices.ContainsFunc(plan.Images, rebuildsForCode) {
+		plan.Notes = append(plan.Notes, "all units share all code: declare functions.<fn>.source to separate them")
+	}
 	return plan, nil
+}
+
+// rebuildsForCode reports whether the image is built for its code, among
+// other reasons.
+func rebuildsForCode(i PlannedImage) bool {
+	return i.Action == "build" && (len(i.Causes) == 0 || slices.ContainsFunc(i.Causes, func(c Cause) bool { return c.Kind == CauseCode }))
+}
+
+// Files are the paths in the image's code layer, sorted.
+func (p BuildPlan) Files(i PlannedImage) []string {
+	files := slices.Concat(p.Shared, i.Files)
+	slices.Sort(files)
+	return files
+}
+
+// code is the work tree as images are made of it: sums of what all units
+// share and of each source folder, computed once.
+type code struct {
+	sets   project.FileSets
+	sums   map[string]string // by file
+	shared string
+	own    map[string]string // by source folder; none for an empty one
+	// split reports whether any function has a source of its own.
+	split bool
+}
+
+func codeOf(p *project.Project, files []File) code {
+	c := code{sums: make(map[string]string, len(files)), own: map[string]string{}}
+	paths := make([]string, 0, len(files))
+	for _, f := range files {
+		paths = append(paths, f.Path)
+		c.sums[f.Path] = f.Sum
+	}
+	c.sets = p.FileSets(paths)
+	c.split = len(c.sets.Own) > 0
+	// Lock file and manifest are inputs of their own: what changes in them is
+	// not the code. Whether they are in the layer is.
+	apart := map[string]bool{}
+	for lang, lock := range lockFiles {
+		apart[lock], apart[manifests[lang]] = true, true
+	}
+	sum := func(files []string) string {
+		parts := make([]string, 0, len(files))
+		for _, f := range files {
+			if apart[f] {
+				parts = append(parts, f)
+				continue
+			}
+			parts = append(parts, f+"\x00"+c.sums[f])
+		}
+		return sumOf(parts...)
+	}
+	c.shared = sum(c.sets.Shared)
+	for dir, files := range c.sets.Own {
+		if len(files) > 0 {
+			c.own[dir] = sum(files)
+		}
+	}
+	return c
+}
+
+// sources are the folders whose files only this unit has, sorted: of its
+// functions, without those inside another one.
+func (c code) sources(u project.Unit) []string {
+	all := map[string]bool{}
+	for _, f := range u.Functions {
+		if c.own[f.Source] != "" {
+			all[f.Source] = true
+		}
+	}
+	var out []string
+	for dir := range all {
+		inside := false
+		for up := path.Dir(dir); up != "." && up != "/"; up = path.Dir(up) {
+			inside = inside || all[up]
+		}
+		if !inside {
+			out = append(out, dir)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // chooseEngine names the engine and the reason, both for the user.
@@ -156,37 +270,45 @@ func chooseEngine(b project.Build) (engine, why string) {
 	return EngineLayer, "no Dockerfile: layers on the runtime's base"
 }
 
-// inputs lists what decides an image's content, in a fixed order.
-func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, sums map[string]string, layout string) []Input {
-	code := make([]string, 0, len(img.Files))
-	for _, f := range img.Files {
-		code = append(code, f+"\x00"+sums[f])
-	}
+// inputs lists what decides an image's content, in a fixed order. The names
+// are the words in which a plan explains a change.
+func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources []string, layout string) []Input {
 	list := []Input{
-		{"layout", sumOf(layout)},
-		{"runtime", sumOf(u.Runtime)},
-		{"base", sumOf(rt.Base, u.Build.Base)},
-		{"adapter", rt.Adapter},
-		{"code", sumOf(code...)},
-		{"dependencies", sumOf(img.Lock, sums[img.Lock], sums[manifests[rt.Language]])},
+		{inputLayout, sumOf(layout)},
+		{inputRuntime, u.Runtime},
+		{inputBase, sumOf(rt.Base)},
+		{inputAdapter, rt.Adapter},
+		{inputCode, c.shared},
+	}
+	for _, dir := range sources {
+		list = append(list, Input{inputCodeOf + dir, c.own[dir]})
+	}
+	for _, f := range []string{img.Lock, manifests[rt.Language]} {
+		if c.sums[f] != "" {
+			list = append(list, Input{f, c.sums[f]})
+		}
 	}
 	b := u.Build
-	env := make([]string, 0, len(b.Env))
-	for k, v := range b.Env {
-		env = append(env, k+"\x00"+v)
+	if b.Base != "" {
+		list = append(list, Input{"build.base", sumOf(b.Base)})
 	}
-	sort.Strings(env)
 	// Build image and command take part only where they run: a project
 	// without a build command is not rebuilt for a new build image.
 	if b.Command != "" || b.Install != "" {
-		list = append(list, Input{"build", sumOf(append([]string{rt.Build, b.Install, b.Command, b.Output}, env...)...)})
+		env := make([]string, 0, len(b.Env))
+		for k, v := range b.Env {
+			env = append(env, k+"\x00"+v)
+		}
+		slices.Sort(env)
+		list = append(list, Input{inputBuildImage, sumOf(rt.Build)},
+			Input{"build command", sumOf(append([]string{b.Install, b.Command, b.Output}, env...)...)})
 	}
 	if b.Builder != "" && b.Builder != "layer" {
 		list = append(list, Input{"builder", sumOf(b.Builder, b.Dockerfile, b.Image)})
 	}
 	if b.Builder == "dockerfile" {
 		// The instructions take part also when `package` leaves them out.
-		list = append(list, Input{"dockerfile", sums[b.Dockerfile]})
+		list = append(list, Input{b.Dockerfile, c.sums[b.Dockerfile]})
 	}
 	if len(u.Layers) > 0 {
 		list = append(list, Input{"layers", sumOf(u.Layers...)})
@@ -224,7 +346,10 @@ func (p BuildPlan) String() string {
 	fmt.Fprintf(&b, "%s in %s: %d images in %s\n", p.Service, p.Environment, len(p.Images), p.Repository)
 	for _, i := range p.Images {
 		fmt.Fprintf(&b, "  %-6s %-20s for %s: %s\n", i.Action, i.Name, strings.Join(i.Units, ", "), i.Why)
-		fmt.Fprintf(&b, "         engine %s (%s), %d files, key %.12s\n", i.Engine, i.EngineWhy, len(i.Files), i.Key)
+		fmt.Fprintf(&b, "         engine %s (%s), %d files, key %.12s\n", i.Engine, i.EngineWhy, len(p.Shared)+len(i.Files), i.Key)
+	}
+	for _, n := range p.Notes {
+		fmt.Fprintf(&b, "  note: %s\n", n)
 	}
 	return b.String()
 }

@@ -3,6 +3,7 @@ package stages
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -20,15 +21,54 @@ type DeployPlan struct {
 	// Deploy is what should be live: the deployer's input.
 	Deploy deployer.Plan `json:"deploy"`
 	// Changes compare it with what is live.
-	Changes []deployer.Change `json:"changes"`
-	// Observed is "live" when Changes were decided against the cluster, "none"
-	// without access to it.
-	Observed string `json:"observed"`
+	Changes []Change `json:"changes"`
+	// Observed is what Changes were decided against: [ObservedLive], "release
+	// ID", or [ObservedNone] without access to the cluster, as in merge
+	// requests. ObservedWhy says what stood in the way.
+	Observed    string `json:"observed"`
+	ObservedWhy string `json:"observedWhy,omitempty"`
+	// Unbuilt are the images that don't exist yet. A plan with any can't be
+	// deployed, and does not know the names of their units' revisions.
+	Unbuilt []string `json:"unbuilt,omitempty"`
 	// RollbackTo is the release that a rollback of this deploy returns to.
 	RollbackTo string `json:"rollbackTo,omitempty"`
 	// Routes are the addresses the functions answer at below their unit's URL.
 	Routes []PlannedRoute `json:"routes,omitempty"`
 }
+
+// What Changes were decided against.
+const (
+	ObservedLive = "live"
+	ObservedNone = "none"
+)
+
+// Change is one unit's part of a plan.
+type Change struct {
+	Unit    string `json:"unit"`
+	Service string `json:"service"`
+	Action  Action `json:"action"`
+	// Why is the text of Causes, on one line.
+	Why    string  `json:"why,omitempty"`
+	Causes []Cause `json:"causes,omitempty"`
+	// From and To are revisions. To is empty where the image is not built yet.
+	From string `json:"from,omitempty"`
+	To   string `json:"to,omitempty"`
+}
+
+// Action is what a plan does to a unit.
+type Action string
+
+// The actions. Move is a creation or an update by which a function comes from
+// another unit; its route is switched once the new place has proven itself.
+const (
+	Create    = Action(deployer.Create)
+	Update    = Action(deployer.Update)
+	Unchanged = Action(deployer.Unchanged)
+	Remove    = Action(deployer.Remove)
+	Move      = Action("move")
+	// Unknown is every unit's without access to the cluster.
+	Unknown = Action("unknown")
+)
 
 // PlannedRoute is one http event of a function.
 type PlannedRoute struct {
@@ -41,7 +81,7 @@ type PlannedRoute struct {
 // Changed reports whether the plan does anything.
 func (p DeployPlan) Changed() bool {
 	for _, c := range p.Changes {
-		if c.Action != deployer.Unchanged {
+		if c.Action != Unchanged {
 			return true
 		}
 	}
@@ -58,25 +98,46 @@ type DeployInput struct {
 	Images  map[string]name.Digest // by planned image
 	// Observed is nil without access to the cluster.
 	Observed *deployer.State
+	// Unbuilt allows images that are missing in Images: the plan is for
+	// reading, not for deploying.
+	Unbuilt bool
 }
 
 // PlanDeploy translates the project into what should run, and compares.
 func PlanDeploy(in DeployInput) (DeployPlan, error) {
-	plan := DeployPlan{Version: 1, Observed: "none", Deploy: deployer.Plan{
+	plan := DeployPlan{Version: 1, Observed: ObservedNone, Deploy: deployer.Plan{
 		Scope:  in.Scope,
 		Commit: in.Job.Commit.SHA, Pipeline: in.Job.Pipeline.IID, Bundle: in.Bundle,
-		CreatedBy: in.Job.URL, Strategy: in.Project.Rollout.Strategy,
+		CreatedBy: in.Job.URL, Strategy: in.Project.Rollout.Strategy, Inputs: map[string]map[string]string{},
 	}}
+	state := deployer.State{}
+	if in.Observed != nil {
+		state, plan.Observed = *in.Observed, ObservedLive
+		plan.RollbackTo = state.Head.Live
+	}
+	live := liveUnits(state.Live)
 	imageOf := map[string]PlannedImage{}
 	for _, img := range in.Build.Images {
 		for _, u := range img.Units {
 			imageOf[u] = img
 		}
 	}
+	unbuilt := map[string]bool{} // by service
 	for _, u := range in.Project.Units {
 		img, ok := imageOf[u.Name]
 		ref, built := in.Images[img.Name]
-		if !ok || !built {
+		if !built && in.Unbuilt && ok {
+			// Equal inputs make an equal image.
+			if l := live[u.ServiceName]; l.Spec.Key == img.Key {
+				ref, built = l.Spec.Image, true
+			} else {
+				unbuilt[u.ServiceName] = true
+				if !slices.Contains(plan.Unbuilt, img.Name) {
+					plan.Unbuilt = append(plan.Unbuilt, img.Name)
+				}
+			}
+		}
+		if !ok || !built && !in.Unbuilt {
 			return DeployPlan{}, fmt.Errorf("unit %s has no image: the build plan is another project's or environment's", u.Name)
 		}
 		spec, err := specOf(u, img.Key, ref)
@@ -84,19 +145,53 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 			return DeployPlan{}, err
 		}
 		plan.Deploy.Units = append(plan.Deploy.Units, spec)
+		plan.Deploy.Inputs[u.ServiceName] = img.record()
 		for _, f := range u.Functions {
 			for _, r := range f.Routes {
 				plan.Routes = append(plan.Routes, PlannedRoute{f.Name, u.Name, r.Path, r.Methods})
 			}
 		}
 	}
-	state := deployer.State{}
-	if in.Observed != nil {
-		state, plan.Observed = *in.Observed, "live"
-		plan.RollbackTo = state.Head.Live
+	if in.Observed == nil {
+		plan.Changes = []Change{}
+		for _, u := range plan.Deploy.Units {
+			plan.Changes = append(plan.Changes, Change{Unit: u.Unit, Service: u.Name, Action: Unknown})
+		}
+		return plan, nil
 	}
-	plan.Changes = deployer.Decide(plan.Deploy.Units, state)
+	plan.Changes = explain(in.Project, plan.Deploy, state, unbuilt)
 	return plan, nil
+}
+
+// explain decides the changes and says why, in the developer's words.
+func explain(p *project.Project, want deployer.Plan, state deployer.State, unbuilt map[string]bool) []Change {
+	compare := comparison{now: placesNow(p), were: placesWere(state.Live)}
+	live := liveUnits(state.Live)
+	out := []Change{}
+	for i, c := range deployer.Decide(want.Units, state) {
+		to := Change{Unit: c.Unit, Service: c.Service, Action: Action(c.Action), From: c.From, To: c.To}
+		was, known := live[c.Service]
+		moved := false
+		switch {
+		case c.Action == deployer.Create && !known:
+			to.Causes, moved = compare.created(p.Units[i])
+		case c.Action == deployer.Update && was.Spec.Hash() != want.Units[i].Hash():
+			to.Causes, moved = compare.causes(was, want.Units[i], want.Inputs[c.Service])
+		case c.Action == deployer.Remove:
+			to.Causes = compare.removed(was)
+		case c.Action != deployer.Unchanged:
+			to.Causes = []Cause{{CauseTarget, c.Why}}
+		}
+		if moved {
+			to.Action = Move
+		}
+		if unbuilt[c.Service] {
+			to.To = ""
+		}
+		to.Why = causeText(to.Causes)
+		out = append(out, to)
+	}
+	return out
 }
 
 // specOf is the unit as the deployer takes it. It carries nothing that differs
@@ -131,13 +226,26 @@ func (p DeployPlan) String() string {
 	var b strings.Builder
 	for _, c := range p.Changes {
 		fmt.Fprintf(&b, "%-10s %-24s %s", c.Action, c.Service, c.Why)
-		if c.To != "" && c.Action != deployer.Unchanged {
+		if c.To != "" && c.Action != Unchanged && c.Action != Remove {
 			fmt.Fprintf(&b, " → %s", c.To)
 		}
 		b.WriteByte('\n')
+	}
+	switch {
+	case p.Observed == ObservedNone:
+		b.WriteString("observed: none" + because(p.ObservedWhy) + "; the deploy compares with what is live\n")
+	case p.Observed != ObservedLive:
+		fmt.Fprintf(&b, "compared with %s\n", p.Observed)
 	}
 	if p.RollbackTo != "" && p.Changed() {
 		fmt.Fprintf(&b, "a rollback returns to %s\n", p.RollbackTo)
 	}
 	return b.String()
+}
+
+func because(why string) string {
+	if why == "" {
+		return ""
+	}
+	return " (" + why + ")"
 }

@@ -56,7 +56,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 	}
 	req := builder.Request{
 		Name: img.Name, Key: img.Key, Repository: repo, Base: base,
-		Code: builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: img.Files},
+		Code: builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
 	}
 	if img.Engine == EngineDockerfile {
 		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile}
