@@ -239,7 +239,7 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 			// one that a rollback means out of reach. The pipeline is noted as
 			// one under which this release was live.
 			if err := r.confirm(ctx, *state.Live, p.Pipeline); err != nil {
-				return Outcome{}, failed(StepLive, err)
+				return Outcome{}, fmt.Errorf("deployer: note pipeline %d at %s: %w", p.Pipeline, state.Live.ID, err)
 			}
 		}
 		r.cleanup(ctx, *state.Live, nil)

@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -90,7 +91,10 @@ func explainDeploy(err error) error {
 		for _, c := range causes {
 			why := c.Error()
 			if len(c.Logs) > 0 {
-				why += "\nits last log lines:\n  " + strings.Join(c.Logs, "\n  ")
+				why += "\nits last log lines:"
+				for _, line := range c.Logs {
+					why += "\n  " + strings.ReplaceAll(readable(line), "\n", "\n    ")
+				}
 			}
 			e.Problems = append(e.Problems, usererr.Problem{Why: why, Next: c.Next})
 		}
@@ -119,6 +123,24 @@ func explainDeploy(err error) error {
 		return nil
 	}
 	return &usererr.Error{Code: code, Err: err}
+}
+
+// readable is a log line as a person reads it: of our adapters' JSON lines the
+// level and the message, and the top of a stack. Other lines stay as they are.
+func readable(line string) string {
+	var l struct {
+		Level, Msg, Stack string
+	}
+	if !strings.HasPrefix(line, "{") || json.Unmarshal([]byte(line), &l) != nil || l.Msg == "" {
+		return line
+	}
+	text := l.Level + ": " + l.Msg
+	if l.Stack != "" {
+		const frames = 4
+		lines := strings.Split(l.Stack, "\n")
+		text += "\n" + strings.Join(lines[:min(len(lines), frames)], "\n")
+	}
+	return text
 }
 
 // serving tells what users of the function see now.
