@@ -390,6 +390,7 @@ func (i *instance) environment(port int) map[string]string {
 	}
 	maps.Copy(env, map[string]string{
 		"PORT":            fmt.Sprint(port),
+		"FAAS_HOST":       "127.0.0.1", // nobody outside this machine is meant
 		"FAAS_UNIT":       i.spec.Table,
 		"FAAS_IMAGE":      i.spec.Image.String(),
 		"FAAS_KEY":        i.spec.Key,

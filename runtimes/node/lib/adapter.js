@@ -63,7 +63,7 @@ async function start({ env, cwd, home, logger, guards }) {
   });
   Object.assign(env, environmentOf(unit));
   logger.takeConsole(console);
-  await Promise.race([adapter.listen(portOf(env)), failed]);
+  await Promise.race([adapter.listen(portOf(env), env.FAAS_HOST), failed]);
   onSignals(adapter, guards);
   await Promise.race([adapter.loadAll(), failed]);
   guards.starting = null;
@@ -90,11 +90,14 @@ class Adapter {
     this.server.on('clientError', refuseBytes);
   }
 
-  /** @param {number} port 0 for any; the log line says which */
-  listen(port) {
+  /**
+   * @param {number} port 0 for any; the log line says which
+   * @param {string} [host] the address to listen on; every one by default, as a pod needs
+   */
+  listen(port, host) {
     return new Promise((resolve, reject) => {
       this.server.once('error', (err) => reject(new StartError(`listen on port ${port}: ${err.message}`)));
-      this.server.listen(port, () => {
+      this.server.listen({ port, host }, () => {
         this.logger.write('info', 'listening', { port: this.server.address().port, unit: this.unit.name });
         resolve();
       });

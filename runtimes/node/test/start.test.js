@@ -3,6 +3,8 @@
 const test = require('node:test');
 const assert = require('node:assert');
 const fs = require('fs');
+const net = require('net');
+const os = require('os');
 const path = require('path');
 const { fn, folder, launch, home } = require('./helper');
 
@@ -51,6 +53,21 @@ test('a port in use is named', async (t) => {
   const line = await refused(t, { files: ok, functions: [fn('a')], env: { PORT: String(p.port) } });
   assert.match(line.msg, new RegExp(`listen on port ${p.port}: .*EADDRINUSE`));
 });
+
+test('FAAS_HOST narrows who can reach the port', async (t) => {
+  const p = await launch(t, { files: { 'index.js': 'exports.a = () => "x";' }, functions: [fn('a')], env: { FAAS_HOST: '127.0.0.1' } });
+  const others = Object.values(os.networkInterfaces()).flat().filter((i) => i.family === 'IPv4' && !i.internal);
+  assert.strictEqual(await reach('127.0.0.1', p.port), true);
+  for (const { address } of others) assert.strictEqual(await reach(address, p.port), false, address);
+});
+
+/** Whether something listens there. */
+function reach(host, port) {
+  return new Promise((resolve) => {
+    const s = net.connect({ host, port }, () => { s.destroy(); resolve(true); });
+    s.on('error', () => resolve(false));
+  });
+}
 
 test('handlers are found as CommonJS, ES modules, instances and defaults', async (t) => {
   const files = {
