@@ -3,6 +3,7 @@
 package smoke
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ spec:
 func TestWebhookFillsInDefaults(t *testing.T) {
 	l := here(t, "api")
 	l.kubectl(t, functionYAML, "create", "-f", "-")
-	t.Cleanup(func() { l.kubectl(t, "", "delete", "ksvc", "hello", "--ignore-not-found") })
+	t.Cleanup(func() { _, _, _ = l.try(context.Background(), "", "delete", "ksvc", "hello", "--ignore-not-found") })
 	got := l.kubectl(t, "", "get", "ksvc", "hello", "-o", "jsonpath={.spec.template.spec.timeoutSeconds}")
 	if got != "300" {
 		t.Errorf("timeoutSeconds %q, want Knative's default 300", got)

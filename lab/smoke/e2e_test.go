@@ -3,6 +3,7 @@
 package smoke
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,7 +34,7 @@ func (l lab) get(t *testing.T, host string) (int, string) {
 	return resp.StatusCode, strings.TrimSpace(string(b))
 }
 
-func (l lab) service(name, revision, image, target, more string) string {
+func (l lab) service(name, revision, image, target string) string {
 	return fmt.Sprintf(`
 apiVersion: serving.knative.dev/v1
 kind: Service
@@ -47,7 +48,7 @@ spec:
       containers:
       - image: %q
         env: [{name: TARGET, value: %q}]
-%s`, name, revision, image, target, more)
+`, name, revision, image, target)
 }
 
 func (l lab) ready(t *testing.T, what string) {
@@ -71,9 +72,9 @@ func (l lab) hello(t *testing.T) string {
 func TestFunction(t *testing.T) {
 	l := here(t, "knative")
 	image, host := l.hello(t), "hello.default."+l.Domain
-	t.Cleanup(func() { _, _, _ = l.try(t.Context(), "", "delete", "ksvc", "hello", "--ignore-not-found") })
+	t.Cleanup(func() { _, _, _ = l.try(context.Background(), "", "delete", "ksvc", "hello", "--ignore-not-found") })
 	if !t.Run("deploy", func(t *testing.T) {
-		l.kubectl(t, l.service("hello", "hello-one", image, "one", ""), "apply", "-f", "-")
+		l.kubectl(t, l.service("hello", "hello-one", image, "one"), "apply", "--server-side", "-f", "-")
 		l.ready(t, "ksvc/hello")
 		if url := l.kubectl(t, "", "get", "ksvc", "hello", "-o", "jsonpath={.status.url}"); url != "http://"+host {
 			t.Errorf("URL %s, want http://%s", url, host)
@@ -86,7 +87,7 @@ func TestFunction(t *testing.T) {
 	}
 	t.Run("second revision by tag", func(t *testing.T) {
 		// Knative resolves the tag in the lab's registry.
-		l.kubectl(t, l.service("hello", "hello-two", l.Registry+"/smoke/hello:1", "two", ""), "apply", "-f", "-")
+		l.kubectl(t, l.service("hello", "hello-two", l.Registry+"/smoke/hello:1", "two"), "apply", "--server-side", "-f", "-")
 		l.ready(t, "revision/hello-two")
 		l.ready(t, "ksvc/hello")
 		eventually(t, 30*time.Second, func() string {
@@ -97,11 +98,9 @@ func TestFunction(t *testing.T) {
 		})
 	})
 	t.Run("traffic split by name", func(t *testing.T) {
-		l.kubectl(t, l.service("hello", "hello-two", l.Registry+"/smoke/hello:1", "two", `
-  traffic:
-  - {revisionName: hello-one, percent: 50, tag: old}
-  - {revisionName: hello-two, percent: 50, tag: new}
-`), "apply", "-f", "-")
+		// A patch, since the template of a named revision must stay as Knative completed it.
+		l.kubectl(t, "", "patch", "ksvc", "hello", "--type=merge", "-p", `{"spec": {"traffic": [
+			{"revisionName": "hello-one", "percent": 50, "tag": "old"}, {"revisionName": "hello-two", "percent": 50, "tag": "new"}]}}`)
 		l.ready(t, "ksvc/hello")
 		for tag, want := range map[string]string{"old": "hello one ", "new": "hello two "} {
 			eventually(t, 30*time.Second, func() string {
@@ -139,8 +138,8 @@ func TestFunction(t *testing.T) {
 
 func TestMissingImageIsNamed(t *testing.T) {
 	l := here(t, "knative")
-	t.Cleanup(func() { _, _, _ = l.try(t.Context(), "", "delete", "ksvc", "missing", "--ignore-not-found") })
-	l.kubectl(t, l.service("missing", "missing-one", l.Registry+"/smoke/none:1", "x", ""), "apply", "-f", "-")
+	t.Cleanup(func() { _, _, _ = l.try(context.Background(), "", "delete", "ksvc", "missing", "--ignore-not-found") })
+	l.kubectl(t, l.service("missing", "missing-one", l.Registry+"/smoke/none:1", "x"), "apply", "--server-side", "-f", "-")
 	eventually(t, 60*time.Second, func() string {
 		out := l.kubectl(t, "", "get", "revision", "missing-one", "--ignore-not-found", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].message}`)
 		if !strings.Contains(out, "smoke/none:1") {
@@ -152,9 +151,9 @@ func TestMissingImageIsNamed(t *testing.T) {
 
 func TestWrongProgramIsNamed(t *testing.T) {
 	l := here(t, "knative")
-	t.Cleanup(func() { _, _, _ = l.try(t.Context(), "", "delete", "ksvc", "broken", "--ignore-not-found") })
-	spec := strings.Replace(l.service("broken", "broken-one", l.hello(t), "x", ""), "        env:", "        command: [/app/none]\n        env:", 1)
-	l.kubectl(t, spec, "apply", "-f", "-")
+	t.Cleanup(func() { _, _, _ = l.try(context.Background(), "", "delete", "ksvc", "broken", "--ignore-not-found") })
+	spec := strings.Replace(l.service("broken", "broken-one", l.hello(t), "x"), "        env:", "        command: [/app/none]\n        env:", 1)
+	l.kubectl(t, spec, "apply", "--server-side", "-f", "-")
 	eventually(t, 90*time.Second, func() string {
 		out := l.kubectl(t, "", "get", "revision", "broken-one", "--ignore-not-found", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].message}`)
 		if !strings.Contains(out, "/app/none") {

@@ -185,7 +185,7 @@ func (p Plan) one(ctx context.Context, t Test, w io.Writer) (Count, error) {
 	if p.Run != "" {
 		args = append(args, "-test.run="+p.Run)
 	}
-	cmd := exec.CommandContext(ctx, "go", append([]string{"tool", "test2json", t.Binary}, args...)...)
+	cmd := exec.CommandContext(ctx, "go", append([]string{"tool", "test2json", "-t", t.Binary}, args...)...)
 	cmd.Dir = t.Dir
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
