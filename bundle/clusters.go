@@ -57,6 +57,9 @@ type Cluster struct {
 	Endpoint string `yaml:"endpoint,omitempty"`
 	// Domain is what units' host names end with.
 	Domain string `yaml:"domain,omitempty"`
+	// Ingress is where the runner reaches units when their names don't resolve
+	// where it runs: host:port. Empty leaves it to DNS. Knative only.
+	Ingress string `yaml:"ingress,omitempty"`
 	// Gateway serves `routes.host`; the zero value means there is none.
 	Gateway Gateway `yaml:"gateway,omitempty"`
 	// Registry is the host and path in front of relative image references.
@@ -81,6 +84,7 @@ var (
 	dnsLabel    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	dnsName     = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 	registryRef = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*$`)
+	hostPort    = regexp.MustCompile(`^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$`)
 	featureName = regexp.MustCompile(`^[a-z][a-zA-Z0-9-]{0,62}$`)
 	placeholder = regexp.MustCompile(`\{[^}]*\}`)
 )
@@ -137,6 +141,9 @@ func (c Cluster) check(d *yamlDoc, name string) {
 		}
 	default:
 		d.badf(at("kind"), "%q is not one of: knative, local", c.Kind)
+	}
+	if c.Ingress != "" && (c.Kind == KindLocal || !hostPort.MatchString(c.Ingress)) {
+		d.badf(at("ingress"), "%q is not host:port of a knative cluster", c.Ingress)
 	}
 	if c.Domain != "" && !dnsName.MatchString(c.Domain) {
 		d.badf(at("domain"), "%q is not a domain name", c.Domain)

@@ -76,6 +76,8 @@ func TestParseClustersRefuses(t *testing.T) {
 		cluster("domain: x"):                           "clusters.a.kind",
 		cluster("kind: local, context: x"):             "only a knative cluster",
 		cluster("kind: knative, endpoint: x"):          "only a local cluster",
+		cluster("kind: knative, ingress: x"):           "not host:port",
+		cluster("kind: local, ingress: 'a:80'"):        "not host:port of a knative cluster",
 		cluster("kind: local, endpoint: x"):            "not the absolute path of a local target's control socket",
 		cluster("kind: local, domain: -x"):             "not a domain name",
 		cluster("kind: local, registry: 'https://x'"):  "not host[:port][/path]",

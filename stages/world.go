@@ -18,6 +18,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/deployer/knative"
 	"github.com/kuroko-faas/kuroko/deployer/local"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
@@ -36,7 +37,9 @@ func Connect(getenv func(string) string, registry ci.Registry, log io.Writer) (W
 	w := World{
 		Engines: map[string]builder.Engine{EngineLayer: layers},
 		Exists:  layers.Find,
-		Target:  openTarget,
+		Target: func(ctx context.Context, s bundle.Site) (Target, error) {
+			return openTarget(ctx, s, getenv("KUBECONFIG"), keys)
+		},
 		NPMRegistry: func(ctx context.Context) (string, error) {
 			return npmRegistry(ctx, getenv)
 		},
@@ -68,10 +71,10 @@ func kanikoExecutor(getenv func(string) string) string {
 	return ""
 }
 
-// openTarget connects to the place a site names.
-func openTarget(ctx context.Context, s bundle.Site) (Target, error) {
-	switch s.Cluster.Kind {
-	case bundle.KindLocal:
+// openTarget connects to the place a site names. Cluster credentials are the
+// job's: KUBECONFIG, a file or a list of files.
+func openTarget(ctx context.Context, s bundle.Site, kubeconfig string, keys authn.Keychain) (Target, error) {
+	if s.Cluster.Kind == bundle.KindLocal {
 		t := local.Dial(s.Cluster.Endpoint)
 		mode, _, err := t.Sandbox(ctx)
 		if err != nil {
@@ -79,11 +82,19 @@ func openTarget(ctx context.Context, s bundle.Site) (Target, error) {
 		}
 		return Target{Target: t, Kind: bundle.KindLocal, Sandbox: mode}, nil
 	}
-	return Target{}, &usererr.Error{
-		Code: usererr.CodeUnable, What: "open cluster " + s.Name, Class: usererr.Config,
-		Err:  fmt.Errorf("this runner has no %s target yet", s.Cluster.Kind),
-		Next: "use a cluster of kind local in clusters.yml",
+	bad := func(err error, next string) error {
+		return &usererr.Error{Code: usererr.CodeEnvironment, Class: usererr.Config, What: "open cluster " + s.Name, Err: err, Next: next}
 	}
+	if kubeconfig == "" {
+		return Target{}, bad(errors.New("KUBECONFIG is not set"), "give the environment's deploy job a kubeconfig: a file variable, or GitLab's agent")
+	}
+	t, err := knative.New(knative.Config{
+		Kubeconfig: kubeconfig, Context: s.Cluster.Context, Namespace: s.Namespace, IngressAddress: s.Cluster.Ingress, Keychain: keys,
+	})
+	if err != nil {
+		return Target{}, bad(err, "check KUBECONFIG, and the cluster's context in clusters.yml")
+	}
+	return Target{Target: t, Kind: bundle.KindKnative}, nil
 }
 
 // npmRegistry is the package registry the machine is configured for.
