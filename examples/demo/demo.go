@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/internal/cliapp"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
 	"github.com/kuroko-faas/kuroko/internal/devenv/gitlabci"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
@@ -23,9 +24,11 @@ import (
 
 // demo is one run.
 type demo struct {
-	mark, bin, sandbox string
-	keep               bool
-	stdout, stderr     io.Writer
+	mark, target, bin, sandbox string
+	keep                       bool
+	stdout, stderr             io.Writer
+	// client reaches the function's address.
+	client *http.Client
 }
 
 // result is the last line of stdout.
@@ -67,6 +70,20 @@ func (d demo) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	d.client = http.DefaultClient
+	var lab devenv.Lab
+	switch d.target {
+	case "local":
+	case "knative":
+		if lab, err = devenv.FindLab(ctx, bin); errors.Is(err, devenv.ErrNoLab) {
+			return &usererr.Error{Code: usererr.CodeUnable, What: "use the Knative lab", Err: err, Next: "run: make lab-up"}
+		} else if err != nil {
+			return err
+		}
+		d.client = lab.Client()
+	default:
+		return cliapp.Usagef("--target is local or knative, not %q", d.target)
+	}
 	dir, err := os.MkdirTemp("", "kuroko-demo-")
 	if err != nil {
 		return err
@@ -84,8 +101,15 @@ func (d demo) run(ctx context.Context) (err error) {
 		stop()
 		os.RemoveAll(dir)
 	}()
-	log.Printf("object store %s, registry %s, local target %s", services.BucketURL(), services.Registry, services.TargetURL)
-	log.Printf("functions run with sandbox: %s%s", services.Sandbox, because(services.WhyNot))
+	clusters, env := services.ClustersFile("test", "prod"), map[string]string{}
+	if d.target == "knative" {
+		services.Registry = lab.Registry
+		clusters, env["KUBECONFIG"] = lab.ClustersFile("test", "prod"), lab.Kubeconfig
+		log.Printf("object store %s, registry %s, Knative behind %s", services.BucketURL(), services.Registry, lab.Ingress)
+	} else {
+		log.Printf("object store %s, registry %s, local target %s", services.BucketURL(), services.Registry, services.TargetURL)
+		log.Printf("functions run with sandbox: %s%s", services.Sandbox, because(services.WhyNot))
+	}
 
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -113,11 +137,12 @@ func (d demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	repo.Bin = bin
-	repo.Env = map[string]string{"FAAS_PLATFORM_DIR": platform.Dir}
+	env["FAAS_PLATFORM_DIR"] = platform.Dir
+	repo.Env = env
 
 	release := devenv.Release{
 		Version: "demo-1", Runtimes: images, Why: "first bundle",
-		Files: map[string]string{"platform/clusters.yml": services.ClustersFile("test", "prod")},
+		Files: map[string]string{"platform/clusters.yml": clusters},
 	}
 	var res result
 	first, err := d.cycle(ctx, log, "first", platform, release, repo)
@@ -195,7 +220,7 @@ func (d demo) cycle(ctx context.Context, log ci.Log, which string, platform *dev
 	if err != nil {
 		return answer{}, err
 	}
-	err = log.Do(ctx, "request", "Ask the function", func(ctx context.Context) error { return a.ask(ctx, log) })
+	err = log.Do(ctx, "request", "Ask the function", func(ctx context.Context) error { return a.ask(ctx, d.client, log) })
 	return a, err
 }
 
@@ -215,14 +240,14 @@ func (a *answer) read(out devenv.Outcome) error {
 	return nil
 }
 
-func (a *answer) ask(ctx context.Context, log ci.Log) error {
+func (a *answer) ask(ctx context.Context, client *http.Client, log ci.Log) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.URL, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}

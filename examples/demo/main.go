@@ -39,11 +39,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 					&cli.StringFlag{Name: "mark", Usage: "the `WORD` that the platform change makes visible", Value: "unnoticed"},
 					&cli.BoolFlag{Name: "keep", Usage: "leave everything running and say how to stop it"},
 					&cli.StringFlag{Name: "bin", Usage: "the `FOLDER` with the built programs", Value: "bin"},
+					&cli.StringFlag{Name: "target", Usage: "where the function runs: local, or knative (the lab)", Value: "local"},
 					&cli.StringFlag{Name: "sandbox", Usage: "how units run: auto, root, userns or none", Value: "auto"},
 				},
 				Action: func(c *cli.Context) error {
 					d := demo{
-						mark: c.String("mark"), keep: c.Bool("keep"), bin: c.String("bin"), sandbox: c.String("sandbox"),
+						mark: c.String("mark"), target: c.String("target"), keep: c.Bool("keep"), bin: c.String("bin"), sandbox: c.String("sandbox"),
 						stdout: stdout, stderr: stderr,
 					}
 					return d.run(c.Context)
