@@ -2,26 +2,155 @@ package stages
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/project"
 )
 
-// Plan decides the images of the job's project without building or writing
-// anything: what `faas plan` prints.
-func (r *Runner) Plan(ctx context.Context) (BuildPlan, error) {
+// Ask is what a person wants to know beside what a pipeline would do.
+type Ask struct {
+	// Versus compares with this release instead of the live one.
+	Versus string
+}
+
+// observeTime bounds the look at the cluster: a plan without it is still one.
+const observeTime = 10 * time.Second
+
+// Plan decides what the job's project would build and change, without building
+// or writing anything: what `faas plan` prints. What can't be applied is part
+// of the answer ([Plans.Err] makes an error of it), and so are a cluster and a
+// registry that can't be reached.
+func (r *Runner) Plan(ctx context.Context, ask Ask) (Plans, error) {
+	s := &state{Runner: r}
+	plans, err := s.ask(ctx, ask)
+	if err != nil {
+		return Plans{}, Explain(ctx, err)
+	}
+	return plans, nil
+}
+
+func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
+	p, err := s.project(ctx)
+	if err != nil {
+		return Plans{}, err
+	}
+	if err := s.plannedHandlers(p); err != nil {
+		return Plans{}, err
+	}
+	scope, err := s.scope(ctx)
+	if err != nil {
+		return Plans{}, err
+	}
+	plans := Plans{Version: 1, Project: p, Refused: unsupported(p), Notices: p.Notices}
+	seen, against, err := s.observe(ctx, scope, ask.Versus)
+	if err != nil && ask.Versus != "" {
+		return Plans{}, err
+	}
+	why := err
+	if seen != nil {
+		s.live = seen.Live
+	}
+	build, err := s.makeBuildPlan(ctx)
+	if err != nil && build.Version == 0 {
+		return Plans{}, err
+	}
+	if err != nil {
+		plans.Notes = append(plans.Notes, fmt.Sprintf("which images exist is not known: %v", err))
+	}
+	if p.Build.Command != "" {
+		plans.Notes = append(plans.Notes, "planned with the files that are here; a pipeline plans again after build.command")
+	}
+	images := map[string]name.Digest{}
+	for _, img := range build.Images {
+		if img.Digest != "" {
+			ref, err := name.NewDigest(build.Repository + "/" + img.Name + "@" + img.Digest)
+			if err != nil {
+				return Plans{}, err
+			}
+			images[img.Name] = ref
+		}
+	}
+	plans.Build = build
+	plans.Deploy, err = PlanDeploy(DeployInput{
+		Job: s.Job, Scope: scope, Project: p, Bundle: s.Bundle.Digest, Build: build, Images: images, Observed: seen, Unbuilt: true,
+	})
+	if err != nil {
+		return Plans{}, err
+	}
+	if seen != nil {
+		plans.Deploy.Observed = against
+	}
+	if why != nil {
+		plans.Deploy.ObservedWhy = why.Error()
+	}
+	return plans, nil
+}
+
+// Project reads faas.yml for the job's environment.
+func (r *Runner) Project(ctx context.Context) (*project.Project, error) {
 	s := &state{Runner: r}
 	p, err := s.project(ctx)
-	if err == nil {
-		err = refuse(p)
-	}
 	if err != nil {
-		return BuildPlan{}, Explain(ctx, err)
+		return nil, Explain(ctx, err)
 	}
-	plan, err := s.makeBuildPlan(ctx)
+	return p, nil
+}
+
+// plannedHandlers looks for the handlers' files, but for those that the build
+// command is yet to make.
+func (s *state) plannedHandlers(p *project.Project) error {
+	return checkHandlers(p, s.Job.Dir, func(h string) bool { return p.Build.Output == "" || !within(h, p.Build.Output) })
+}
+
+// observe is what a plan is compared with: what is live, or a recorded
+// release. Nil with the reason when nobody here may look.
+func (s *state) observe(ctx context.Context, scope deployer.Scope, versus string) (*deployer.State, string, error) {
+	if s.Job.Project.ID == 0 {
+		return nil, "", &usererr.Error{
+			Code: usererr.CodeUsage, What: "compare with a release", Err: errors.New("which GitLab project this is is not known"),
+			Next: "give --project-id, or set CI_PROJECT_ID",
+		}
+	}
+	look, cancel := context.WithTimeout(ctx, observeTime)
+	defer cancel()
+	t, err := s.open(look)
 	if err != nil {
-		return BuildPlan{}, Explain(ctx, err)
+		return nil, "", err
 	}
-	return plan, nil
+	if versus != "" {
+		rel, err := t.Release(look, scope, versus)
+		if errors.Is(err, deployer.ErrNotFound) {
+			return nil, "", &usererr.Error{Code: usererr.CodeUsage, What: "find release " + versus, Err: err, Next: "faas release list prints what there is"}
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		state := asLive(rel)
+		return &state, "release " + rel.ID, nil
+	}
+	state, err := deployer.Observe(look, t, scope)
+	if err != nil {
+		return nil, "", err
+	}
+	return &state, ObservedLive, nil
+}
+
+// asLive is the state of a scope that runs just what the release records.
+func asLive(rel deployer.Release) deployer.State {
+	state := deployer.State{Head: deployer.Head{Live: rel.ID}, Live: &rel}
+	for _, u := range rel.Units {
+		state.Services = append(state.Services, deployer.Service{
+			Name: u.Spec.Name, Unit: u.Unit, Template: u.Revision, Traffic: []deployer.Share{{Revision: u.Revision, Percent: 100}},
+			Revisions: []deployer.Observed{{Name: u.Revision, Hash: u.Spec.Hash(), Phase: deployer.Ready}},
+		})
+	}
+	return state
 }
 
 // Open connects to where the job's service lives: its scope and its target.

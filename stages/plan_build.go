@@ -30,6 +30,8 @@ type BuildPlan struct {
 	Shared []string `json:"shared"`
 	// Notes are advice for people about this plan.
 	Notes []string `json:"notes,omitempty"`
+
+	oneCode bool // several units, and no function has a source
 }
 
 // PlannedImage is one image: one runtime and one set of files, shared by all
@@ -164,17 +166,29 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		if len(img.Causes) > 0 {
 			img.Why = causeText(img.Causes)
 		}
-		if in.Exists != nil {
-			if d := in.Exists(img.Name, img.Key); d != "" {
-				img.Action, img.Why, img.Digest = "reuse", "an image with the same inputs exists", d
-			}
-		}
 		plan.Images = append(plan.Images, *img)
 	}
-	if !code.split && len(in.Project.Units) > 1 && slices.ContainsFunc(plan.Images, rebuildsForCode) {
-		plan.Notes = append(plan.Notes, "all units share all code: declare functions.<fn>.source to separate them")
+	plan.oneCode = !code.split && len(in.Project.Units) > 1
+	return plan.reuse(in.Exists), nil
+}
+
+// reuse takes the images that exist already. exists may be nil.
+func (p BuildPlan) reuse(exists func(image, key string) string) BuildPlan {
+	p.Images = slices.Clone(p.Images)
+	for i := range p.Images {
+		img := &p.Images[i]
+		if exists == nil {
+			break
+		}
+		if d := exists(img.Name, img.Key); d != "" {
+			img.Action, img.Why, img.Digest = "reuse", "an image with the same inputs exists", d
+		}
 	}
-	return plan, nil
+	p.Notes = nil
+	if p.oneCode && slices.ContainsFunc(p.Images, rebuildsForCode) {
+		p.Notes = append(p.Notes, "all units share all code: declare functions.<fn>.source to separate them")
+	}
+	return p
 }
 
 // rebuildsForCode reports whether the image is built for its code, among

@@ -249,3 +249,33 @@ func because(why string) string {
 	}
 	return " (" + why + ")"
 }
+
+// redecided says what a deploy did otherwise than this plan, which was made
+// before it held the lease.
+func (p DeployPlan) redecided(done []deployer.Change) []string {
+	planned := map[string]Change{}
+	for _, c := range p.Changes {
+		planned[c.Service] = c
+	}
+	var out []string
+	for _, d := range done {
+		c := planned[d.Service]
+		delete(planned, d.Service)
+		was := c.Action
+		if was == Move {
+			was = Create
+			if c.From != "" {
+				was = Update
+			}
+		}
+		if was != Unknown && (was != Action(d.Action) || c.To != d.To && d.Action != deployer.Remove) {
+			out = append(out, fmt.Sprintf("%s: planned %s %s, now %s %s", d.Service, or(string(c.Action), "nothing"), c.To, d.Action, d.To))
+		}
+	}
+	for _, c := range p.Changes {
+		if _, left := planned[c.Service]; left {
+			out = append(out, fmt.Sprintf("%s: planned %s, now nothing", c.Service, c.Action))
+		}
+	}
+	return out
+}

@@ -1,47 +1,70 @@
 package stages
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
 // refuse is the error for a faas.yml that asks for what can't be applied.
 func refuse(p *project.Project) error {
-	if problems := unsupported(p); len(problems) > 0 {
-		return &usererr.Error{Code: usererr.CodeProjectRefused, Problems: problems}
+	return refused(unsupported(p))
+}
+
+func refused(problems []project.Problem) error {
+	if len(problems) == 0 {
+		return nil
 	}
-	return nil
+	e := &usererr.Error{Code: usererr.CodeProjectRefused}
+	for _, p := range problems {
+		e.Problems = append(e.Problems, usererr.Problem{Why: p.String(), Next: p.Next})
+	}
+	return e
 }
 
 // unsupported names every field of a valid faas.yml that this runner can't
-// apply yet. A field that means protection or a trigger and is not applied
-// would be a hole, so the plan refuses it; it is never skipped quietly.
-func unsupported(p *project.Project) []usererr.Problem {
-	var out []usererr.Problem
+// apply yet, in the order of the file. A field that means protection or a
+// trigger and is not applied would be a hole, so the plan refuses it; it is
+// never skipped quietly.
+func unsupported(p *project.Project) []project.Problem {
+	var out []project.Problem
 	no := func(path, what string) {
-		at := p.Problem(path, project.CodePlanned, what+" is not supported by this platform version yet", "")
-		out = append(out, usererr.Problem{Why: at.String()})
+		at := p.Problem(path, project.CodePlanned, "not supported by this platform version yet: "+what, "")
+		// What provider says is merged into every function: it is named once.
+		if !slices.ContainsFunc(out, func(o project.Problem) bool {
+			return o.Line > 0 && o.Line == at.Line && o.Column == at.Column && o.Why == at.Why
+		}) {
+			out = append(out, at)
+		}
 	}
 	for _, f := range p.Functions {
 		at := "functions." + f.Name
 		if f.Kind == project.KindJob {
 			no(at+".kind", "kind: job")
 		}
-		if len(f.Timers) > 0 {
-			no(at+".events", "a timer event")
+		if _, ok := launchers[f.Language]; !ok && f.Build.Builder == "layer" {
+			no(at+".runtime", "runtime "+f.Runtime+" (no adapter for "+f.Language+")")
 		}
-		if len(f.Triggers) > 0 {
-			no(at+".events", "a cloudevent event")
+		for _, e := range events(p, f, "timer", len(f.Timers)) {
+			no(e, "a timer event")
 		}
-		for _, r := range f.Routes {
+		for _, e := range events(p, f, "cloudevent", len(f.Triggers)) {
+			no(e, "a cloudevent event")
+		}
+		for i, e := range events(p, f, "http", len(f.Routes)) {
+			r := f.Routes[i]
 			if r.Auth != "" && r.Auth != "none" {
-				no(at+".events.http.auth", "auth: "+r.Auth)
+				no(eventOr(p, e, "auth", "routes.auth"), "auth: "+r.Auth)
 			}
 			if r.CORS != nil {
-				no(at+".events.http.cors", "cors")
+				no(eventOr(p, e, "cors", "routes.cors"), "cors")
 			}
 		}
-		if f.Contract != "event" && f.Contract != "http" {
+		if !slices.Contains([]string{"event", "http"}, f.Contract) {
 			no(at+".contract", "contract: "+f.Contract)
 		}
 		if f.EventFormat != "" {
@@ -49,6 +72,11 @@ func unsupported(p *project.Project) []usererr.Problem {
 		}
 		if f.IdleTimeout != 0 {
 			no(at+".idleTimeout", "idleTimeout")
+		}
+		// A unit that asks to be hidden and is reachable would be a hole. What
+		// a gateway's routes make internal is refused with those.
+		if f.Network == "internal" && written(p, at, "network") {
+			no(at+".network", "network: internal")
 		}
 	}
 	for _, u := range p.Units {
@@ -96,11 +124,78 @@ func unsupported(p *project.Project) []usererr.Problem {
 	if len(p.Rollout.Verify) > 0 {
 		no("rollout.verify", "verify")
 	}
+	if line, _ := p.Position("rollout.keepWarm"); line > 0 && p.Rollout.KeepWarm != 0 && p.Rollout.Strategy == "direct" {
+		no("rollout.keepWarm", "keepWarm")
+	}
 	if p.Preview != nil {
 		no("preview", "preview")
 	}
 	if p.Platform.RuntimeUpdate == "withCode" {
 		no("platform.runtimeUpdate", "runtimeUpdate: withCode")
 	}
+	asWritten(p, out)
+	slices.SortStableFunc(out, func(a, b project.Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
 	return out
+}
+
+// events are the paths of a function's n events of one kind, in file order.
+func events(p *project.Project, f project.Function, kind string, n int) []string {
+	var out []string
+	for i := 0; len(out) < n && i < maxEvents; i++ {
+		at := fmt.Sprintf("functions.%s.events[%d]", f.Name, i)
+		if written(p, at, kind) {
+			out = append(out, at+"."+kind)
+		}
+	}
+	for len(out) < n { // positions are for people: without one, name the list
+		out = append(out, "functions."+f.Name+".events")
+	}
+	return out
+}
+
+// maxEvents bounds the search; the parser allows fewer.
+const maxEvents = 1000
+
+// written reports whether the map at path has the key, judged by where its
+// value stands.
+func written(p *project.Project, path, key string) bool {
+	line, column := p.Position(path)
+	l, c := p.Position(path + "." + key)
+	return l != line || c != column
+}
+
+// eventOr is the event's own key, or the place of its default.
+func eventOr(p *project.Project, event, key, fallback string) string {
+	if written(p, event, key) {
+		return event + "." + key
+	}
+	return fallback
+}
+
+// asWritten gives problems with merged values the path that the file has:
+// provider.secrets, not functions.list.secrets.
+func asWritten(p *project.Project, problems []project.Problem) {
+	layers := map[string]string{}
+	for _, o := range p.Origins() {
+		// A map's layer is that of what it holds.
+		for at := o.Path; at != ""; at = at[:max(0, strings.LastIndexByte(at, '.'))] {
+			if _, seen := layers[at]; !seen || at == o.Path {
+				layers[at] = o.Layer
+			}
+		}
+	}
+	for i, problem := range problems {
+		parts := strings.SplitN(problem.Path, ".", 3)
+		if len(parts) < 3 || parts[0] != "functions" {
+			continue
+		}
+		switch layer := layers[problem.Path]; {
+		case layer == "build" || layer == "layers":
+			problems[i].Path = parts[2]
+		case layer != "" && layer != "platform default" && layer != "functions."+parts[1]:
+			problems[i].Path = layer + "." + parts[2]
+		}
+	}
 }

@@ -59,7 +59,8 @@ type state struct {
 	deploy *DeployPlan
 	target *Target
 	where  *bundle.Site
-	tree   *os.Root // the work tree; closed at the end of Run
+	live   *deployer.Release // what to compare a build plan with, when known
+	tree   *os.Root          // the work tree; closed at the end of Run
 	result Result
 }
 
@@ -138,6 +139,7 @@ func projectOptions(job ci.Job, b *bundle.Bundle, environ []string) (project.Opt
 	for _, n := range slices.Sorted(maps.Keys(b.Meta.Runtimes)) {
 		opts.Runtimes = append(opts.Runtimes, project.RuntimeInfo{Name: n, Language: b.Meta.Runtimes[n].Language})
 	}
+	opts.Plugins, opts.Layers = folders(b.FS, "plugins"), folders(b.FS, "layers")
 	clusters, err := b.Clusters()
 	if err != nil {
 		return project.Options{}, err

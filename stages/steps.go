@@ -153,24 +153,13 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		}
 		in.Runtimes[n] = RuntimeFacts{Language: rt.Language, Base: base.DigestStr(), Build: build, Adapter: adapter}
 	}
-	var lookup error
-	in.Exists = func(image, key string) string {
-		repo, err := name.NewRepository(repository + "/" + image)
-		if err != nil {
-			lookup = errors.Join(lookup, err)
-			return ""
-		}
-		ref, ok, err := s.World.Exists(ctx, repo, key)
-		if err != nil {
-			lookup = errors.Join(lookup, err)
-		}
-		if !ok {
-			return ""
-		}
-		return ref.DigestStr()
-	}
+	in.Live = s.live
 	plan, err := PlanBuild(in)
-	return plan, errors.Join(err, lookup)
+	if err != nil {
+		return BuildPlan{}, err
+	}
+	found, err := s.existing(ctx, plan)
+	return plan.reuse(func(image, _ string) string { return found[image] }), err
 }
 
 // files are the tree's files that take part in an image, with their sums: what

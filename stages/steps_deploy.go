@@ -123,6 +123,11 @@ func deployRelease(ctx context.Context, s *state) (string, error) {
 	for _, w := range out.Warnings {
 		s.Log.Warn("%s", w)
 	}
+	if !out.Rollback {
+		for _, d := range s.deploy.redecided(out.Changes) {
+			s.Log.Printf("decided again under the lease: %s", d)
+		}
+	}
 	if err := s.published(out.Release); err != nil {
 		return "", err
 	}

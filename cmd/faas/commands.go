@@ -119,19 +119,6 @@ func (c command) print(ctx *cli.Context, v any, text string) error {
 	return err
 }
 
-func (c command) plan(ctx *cli.Context) error {
-	r, err := c.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer r.Bundle.Close()
-	plan, err := r.Plan(ctx.Context)
-	if err != nil {
-		return err
-	}
-	return c.print(ctx, plan, plan.String())
-}
-
 // target connects to what runs the repository's service.
 func (c command) target(ctx *cli.Context) (*stages.Runner, deployer.Scope, stages.Target, error) {
 	r, err := c.open(ctx, true)

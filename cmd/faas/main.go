@@ -44,7 +44,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		Name:  "faas",
 		Usage: "plan, look at and roll back the functions of a repository",
 		Commands: []*cli.Command{
-			{Name: "plan", Usage: "print which images would be built, and why", Flags: where, Action: c.plan},
+			c.planCommand(where),
 			{Name: "status", Usage: "print what is live", Flags: where, Action: c.status},
 			{Name: "release", Usage: "look at releases and go back to one", Subcommands: []*cli.Command{
 				{Name: "list", Usage: "list the releases that can be rolled back to", Flags: where, Action: c.list},
