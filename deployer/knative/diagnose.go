@@ -72,6 +72,17 @@ func ended(c *corev1.ContainerStatus) *corev1.ContainerStateTerminated {
 	return c.LastTerminationState.Terminated
 }
 
+// podReady reports whether the pod takes requests. The unit's own container
+// counts as Ready as soon as it runs: Knative lets queue-proxy ask it.
+func podReady(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
 func (e evidence) pod(p *corev1.Pod) (*deployer.Failure, string) {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
@@ -83,7 +94,7 @@ func (e evidence) pod(p *corev1.Pod) (*deployer.Failure, string) {
 	switch {
 	case c == nil:
 		return nil, "the pod is being made"
-	case c.Ready:
+	case podReady(p):
 		return nil, "the unit answers, Knative is connecting it"
 	case ended(c) != nil:
 		return e.exit(p, c, ended(c)), ""

@@ -33,7 +33,7 @@ func (t *Target) Logs(ctx context.Context, scope deployer.Scope, service, revisi
 		}
 		// A container that waits to be started again has written nothing yet.
 		order := []bool{false, true}
-		if c.RestartCount > 0 && c.State.Terminated == nil && !c.Ready {
+		if c.RestartCount > 0 && c.State.Terminated == nil && !podReady(&pods[i]) {
 			order = []bool{true, false}
 		}
 		for _, previous := range order {
@@ -89,7 +89,10 @@ func (t *Target) withLogs(ctx context.Context, scope deployer.Scope, service, re
 		switch f.Code {
 		case deployer.Crash, deployer.OutOfMemory, deployer.ProbeNeverPasses, deployer.ImageUnusable:
 			got, logErr := t.Logs(ctx, scope, service, revision, deployer.LogLines)
-			if logErr == nil && len(got) > 0 {
+			// A container that has been started again meanwhile has other last
+			// lines than the one that ended.
+			had := len(f.Logs)
+			if logErr == nil && len(got) > 0 && (had == 0 || slices.Contains(got, f.Logs[had-1])) {
 				f.Logs = got
 			} else if errors.Is(logErr, context.Canceled) {
 				return err
