@@ -47,9 +47,9 @@ var unitProgram = sync.OnceValues(func() ([]byte, error) {
 // registry is the lab's, as units and this machine see it.
 func registry(t *testing.T) string {
 	t.Helper()
-	host := os.Getenv("LAB_REGISTRY")
+	host := os.Getenv("KUROKO_LAB_REGISTRY")
 	if host == "" {
-		t.Skip("needs the full lab: LAB_REGISTRY is not set")
+		t.Skip("needs the full lab: KUROKO_LAB_REGISTRY is not set; make e2e sets it")
 	}
 	return host
 }
@@ -134,7 +134,7 @@ func target(t *testing.T, c cluster) *knative.Target {
 
 // ingress is host:port of the lab's.
 func ingress() string {
-	a := strings.TrimSuffix(strings.TrimPrefix(os.Getenv("LAB_INGRESS"), "http://"), "/")
+	a := strings.TrimSuffix(strings.TrimPrefix(os.Getenv("KUROKO_LAB_INGRESS"), "http://"), "/")
 	if a != "" && !strings.Contains(a, ":") {
 		a += ":80"
 	}

@@ -32,7 +32,7 @@ func lab(t *testing.T) cluster {
 	t.Helper()
 	file := os.Getenv("KUBECONFIG")
 	if file == "" {
-		t.Skip("needs the lab: KUBECONFIG is not set")
+		t.Skip("needs the lab: KUBECONFIG is not set; make test-api and make e2e set it")
 	}
 	r, err := clientcmd.BuildConfigFromFlags("", file)
 	if err != nil {
