@@ -1,9 +1,13 @@
 package stages
 
 import (
+	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kuroko-faas/kuroko/bundle"
+	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 )
 
@@ -78,6 +82,48 @@ type ReportError struct {
 	What string   `json:"what"`
 	Why  []string `json:"why"`
 	Who  string   `json:"who"`
+}
+
+func newReport(job ci.Job, runner string, started time.Time) Report {
+	return Report{
+		Version: 1, Runner: runner, Started: started.UTC().Truncate(time.Second),
+		Project: job.Project.Path, Commit: job.Commit.SHA, Pipeline: job.Pipeline.IID, Job: job.ID,
+		Stages: []StageReport{},
+	}
+}
+
+// finish says how the job ended and writes the file. It needs no context: a
+// report is due also when the job's has ended.
+func (r Report) finish(ctx context.Context, dir string, took time.Duration, err error) (Report, error) {
+	r.Seconds = took.Seconds()
+	r.Outcome = "ok"
+	if err != nil {
+		err = Explain(ctx, err)
+		r.Outcome, r.Exit, r.Error = "failed", usererr.Exit(err), reportError(err)
+		if usererr.ClassOf(err) == usererr.Cancelled {
+			r.Outcome = "cancelled"
+		}
+	}
+	if werr := writeWork(dir, fileReport, r); werr != nil {
+		werr = fmt.Errorf("write the report: %w", werr)
+		if err == nil {
+			return r, Explain(ctx, werr)
+		}
+		// The job's own failure is what its exit code must tell.
+		designed := *usererr.Of(err)
+		if len(designed.Problems) == 0 && designed.Err != nil {
+			designed.Problems = []usererr.Problem{{Why: designed.Err.Error()}}
+		}
+		designed.Problems = append(slices.Clone(designed.Problems), usererr.Problem{Why: werr.Error()})
+		return r, &designed
+	}
+	return r, err
+}
+
+// ReportFailure is the report of a job that ended before its first stage: no
+// bundle could be chosen, or its runner not be started.
+func ReportFailure(ctx context.Context, job ci.Job, runner string, started time.Time, err error) (Report, error) {
+	return newReport(job, runner, started).finish(ctx, job.Dir, time.Since(started), err)
 }
 
 func reportError(err error) *ReportError {

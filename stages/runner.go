@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
@@ -32,8 +31,6 @@ type Runner struct {
 	// Environ is the job's environment, from which scripts and user commands
 	// get the few variables they may see.
 	Environ []string
-	// Grace is how long the report may take to write after a cancel.
-	Grace time.Duration
 }
 
 // step is a built-in: what a bundle's `uses:` can name.
@@ -71,33 +68,14 @@ func (r *Runner) Run(ctx context.Context, names []string) (Report, error) {
 	s := &state{Runner: r}
 	// Digests of an earlier run in the same folder are not this run's.
 	_ = os.RemoveAll(s.digestDir())
-	rep := Report{
-		Version: 1, Runner: r.Version, Bundle: r.Bundle.Choice, Started: started.UTC().Truncate(time.Second),
-		Project: r.Job.Project.Path, Commit: r.Job.Commit.SHA, Pipeline: r.Job.Pipeline.IID, Job: r.Job.ID,
-		Stages: []StageReport{},
-	}
+	rep := newReport(r.Job, r.Version, started)
+	rep.Bundle = r.Bundle.Choice
 	err := r.run(ctx, s, names, &rep)
 	if s.tree != nil {
 		s.tree.Close()
 	}
-	if err == nil {
-		rep.Outcome = "ok"
-	} else {
-		err = Explain(ctx, err)
-		rep.Outcome, rep.Exit, rep.Error = "failed", usererr.Exit(err), reportError(err)
-		if usererr.ClassOf(err) == usererr.Cancelled {
-			rep.Outcome = "cancelled"
-		}
-	}
 	rep.Result = s.result
-	rep.Seconds = r.World.Now().Sub(started).Seconds()
-	if werr := writeWork(r.Job.Dir, fileReport, rep); werr != nil {
-		r.Log.Warn("the report could not be written: %v", werr)
-		if err == nil {
-			err = Explain(ctx, werr)
-		}
-	}
-	return rep, err
+	return rep.finish(ctx, r.Job.Dir, r.World.Now().Sub(started), err)
 }
 
 func (r *Runner) run(ctx context.Context, s *state, names []string, rep *Report) error {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,28 +49,36 @@ func (j job) run(ctx context.Context, names []string) error {
 	}
 	log := ci.Log{W: j.stderr, GitLab: j.getenv("GITLAB_CI") == "true" && j.getenv("NO_COLOR") == "", Now: time.Now}
 
+	started := time.Now()
 	var b *bundle.Bundle
 	err = log.Do(ctx, "bundle", "Platform bundle", func(ctx context.Context) error {
 		b, err = j.bundle(ctx, facts, log)
 		return err
 	})
 	if err != nil {
-		return stages.Explain(ctx, err)
+		return j.report(stages.ReportFailure(ctx, facts, version, started, err))
 	}
 	defer b.Close()
 	*j.docs = b.Meta.Docs
 
 	w, err := stages.Connect(j.getenv, facts.Registry, j.stderr)
 	if err != nil {
-		return err
+		return j.report(stages.ReportFailure(ctx, facts, version, started, err))
 	}
 	r := stages.Runner{Job: facts, Log: log, Bundle: b, World: w, Version: version, Environ: j.environ}
-	rep, err := r.Run(ctx, names)
+	return j.report(r.Run(ctx, names))
+}
+
+// report prints the one structured line and passes the job's error on.
+func (j job) report(rep stages.Report, err error) error {
 	line, merr := json.Marshal(rep)
 	if merr == nil {
-		fmt.Fprintf(j.stdout, "%s\n", line)
+		_, merr = fmt.Fprintf(j.stdout, "%s\n", line)
 	}
-	return errors.Join(err, merr)
+	if err == nil {
+		return merr
+	}
+	return err
 }
 
 // bundle chooses, verifies and opens the platform bundle, hands it on to later

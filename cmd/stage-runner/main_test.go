@@ -447,7 +447,11 @@ func TestStoreAndRegistryFail(t *testing.T) {
 	digest := l.publish(devenv.Release{})
 
 	// Nobody there, and nothing to stand in.
-	l.refused(l.run("prepare", "FAAS_PLATFORM_URL=http://"+closedPort(t)), 75, "E1201", "tried")
+	o := l.run("prepare", "FAAS_PLATFORM_URL=http://"+closedPort(t))
+	l.refused(o, 75, "E1201", "tried")
+	if o.report.Exit != 75 || o.report.Outcome != "failed" || o.report.Error.Code != "E1201" || !strings.HasPrefix(o.stdout, `{"version":1,"outcome":"failed"`) {
+		t.Errorf("no report of a job without a bundle: %+v, stdout %s", o.report, o.stdout)
+	}
 	// There, and failing.
 	l.services.OSSD.SetFault(ossd.Always(ossd.Fault{Status: 503, Code: "ServiceUnavailable"}))
 	l.refused(l.run("prepare"), 75, "E1201", "503", "tried")
