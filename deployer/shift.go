@@ -20,10 +20,31 @@ func (r *run) shift(ctx context.Context, rel Release, state State, changes []Cha
 	if err != nil {
 		return Outcome{}, r.undo(ctx, state, changes, failed(StepIntent, err))
 	}
+	// New units first: a function that moves into one is proven there before
+	// the unit that it leaves changes.
 	changed := map[string]bool{}
-	for _, c := range changes {
+	for _, created := range []bool{true, false} {
+		wave := slices.DeleteFunc(slices.Clone(changes), func(c Change) bool {
+			return c.Action == Unchanged || (c.Action == Create) != created
+		})
+		if f := r.switchOver(ctx, rel, state, wave, warm, changed); f != nil {
+			return Outcome{}, r.undo(ctx, state, changes, f)
+		}
+	}
+	if err := r.golive(ctx, rel, live); err != nil && !r.isLive(ctx, rel) {
+		return Outcome{}, r.undo(ctx, state, changes, failed(StepLive, err))
+	}
+	r.say(Event{Step: StepLive, Text: rel.ID + " is live"})
+	r.cleanup(ctx, rel, changed)
+	return Outcome{Release: rel, Changes: changes, Verified: !r.unverified, Warnings: r.warnings}, nil
+}
+
+// switchOver moves the traffic of the changed units, then asks at each route
+// who answers. It notes what it changed.
+func (r *run) switchOver(ctx context.Context, rel Release, state State, wave []Change, warm bool, changed map[string]bool) *Failed {
+	for _, c := range wave {
 		u, ok := rel.unit(c.Service)
-		if !ok || c.Action == Unchanged {
+		if !ok {
 			continue
 		}
 		changed[c.Service] = true
@@ -35,24 +56,20 @@ func (r *run) shift(ctx context.Context, rel Release, state State, changes []Cha
 		}
 		r.say(Event{Step: StepTraffic, Unit: u.Unit, Revision: u.Revision, Text: "100 % to " + u.Revision})
 		if err := r.t.SetTraffic(ctx, r.lease.fence(), c.Service, shares); err != nil {
-			return Outcome{}, r.undo(ctx, state, changes, failed(StepTraffic, fmt.Errorf("move traffic of %s: %w", c.Service, err)))
+			return failed(StepTraffic, fmt.Errorf("move traffic of %s: %w", c.Service, err))
 		}
 	}
-	for _, u := range rel.Units {
-		if !changed[u.Spec.Name] {
+	for _, c := range wave {
+		u, ok := rel.unit(c.Service)
+		if !ok {
 			continue
 		}
 		if err := r.prove(ctx, u.Spec, u.Revision, false); err != nil {
-			return Outcome{}, r.undo(ctx, state, changes, failed(StepCheck, err))
+			return failed(StepCheck, err)
 		}
 		r.say(Event{Step: StepCheck, Unit: u.Unit, Revision: u.Revision, Text: "the route answers with " + u.Revision})
 	}
-	if err := r.golive(ctx, rel, live); err != nil && !r.isLive(ctx, rel) {
-		return Outcome{}, r.undo(ctx, state, changes, failed(StepLive, err))
-	}
-	r.say(Event{Step: StepLive, Text: rel.ID + " is live"})
-	r.cleanup(ctx, rel, changed)
-	return Outcome{Release: rel, Changes: changes, Verified: !r.unverified, Warnings: r.warnings}, nil
+	return nil
 }
 
 // golive closes the intent and moves the pointer, in one write.
