@@ -114,30 +114,37 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 	return errors.Join(found...)
 }
 
-// rights asks the cluster for every right at once.
+// rights reads our rules in one request, and asks the cluster itself about
+// what they do not show: not every authorizer can list its rules.
 func (t *Target) rights(ctx context.Context, ns string) error {
+	review := &authorization.SelfSubjectRulesReview{Spec: authorization.SelfSubjectRulesReviewSpec{Namespace: ns}}
+	rules, err := read(ctx, t, "read our rights", func(ctx context.Context) (*authorization.SelfSubjectRulesReview, error) {
+		return t.kube.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx, review, metav1.CreateOptions{})
+	})
+	if errors.Is(err, deployer.ErrUnavailable) || ctx.Err() != nil {
+		return err
+	}
+	var shown []authorization.ResourceRule
+	if err == nil {
+		shown = rules.Status.ResourceRules
+	}
 	var mu sync.Mutex
 	var missing []string
 	var group errgroup.Group
 	group.SetLimit(8)
 	for _, r := range Rights() {
 		for _, verb := range r.Verbs {
+			if slices.ContainsFunc(shown, func(rule authorization.ResourceRule) bool { return r.within(rule, verb) }) {
+				continue
+			}
 			group.Go(func() error {
-				review := &authorization.SelfSubjectAccessReview{Spec: authorization.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorization.ResourceAttributes{
-					Namespace: ns, Group: r.Group, Resource: r.Resource, Subresource: r.Subresource, Verb: verb,
-				}}}
-				got, err := read(ctx, t, "ask for our rights", func(ctx context.Context) (*authorization.SelfSubjectAccessReview, error) {
-					return t.kube.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
-				})
-				if err != nil {
-					return err
-				}
-				if !got.Status.Allowed {
+				ok, err := t.may(ctx, ns, r, verb)
+				if err == nil && !ok {
 					mu.Lock()
 					missing = append(missing, verb+" "+r.name())
 					mu.Unlock()
 				}
-				return nil
+				return err
 			})
 		}
 	}
@@ -149,6 +156,29 @@ func (t *Target) rights(ctx context.Context, ns string) error {
 		return missingRights(ns, "", missing)
 	}
 	return nil
+}
+
+// within reports whether the rule grants the right on all objects.
+func (r Right) within(rule authorization.ResourceRule, verb string) bool {
+	has := func(all []string, one string) bool { return slices.Contains(all, one) || slices.Contains(all, "*") }
+	resource := r.Resource
+	if r.Subresource != "" {
+		resource += "/" + r.Subresource
+	}
+	return len(rule.ResourceNames) == 0 && has(rule.Verbs, verb) && has(rule.APIGroups, r.Group) && has(rule.Resources, resource)
+}
+
+func (t *Target) may(ctx context.Context, ns string, r Right, verb string) (bool, error) {
+	review := &authorization.SelfSubjectAccessReview{Spec: authorization.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorization.ResourceAttributes{
+		Namespace: ns, Group: r.Group, Resource: r.Resource, Subresource: r.Subresource, Verb: verb,
+	}}}
+	got, err := read(ctx, t, "ask for our rights", func(ctx context.Context) (*authorization.SelfSubjectAccessReview, error) {
+		return t.kube.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
+	})
+	if err != nil {
+		return false, err
+	}
+	return got.Status.Allowed, nil
 }
 
 // fresh are the units whose content no revision has yet: only they need their
