@@ -28,7 +28,8 @@ const maxWorkFile = 16 << 20
 // errNoFile says that an earlier job did not leave the file.
 var errNoFile = errors.New("not left by an earlier job")
 
-// readWork decodes .faas/<name> strictly. A missing file is [errNoFile].
+// readWork decodes .faas/<name>. A file that is missing, or that no job of
+// ours wrote so, is [errNoFile]: a repository can commit anything there.
 func readWork(dir, name string, v any) error {
 	path := filepath.Join(dir, WorkDir, name)
 	info, err := os.Lstat(path)
@@ -39,14 +40,14 @@ func readWork(dir, name string, v any) error {
 		return err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxWorkFile {
-		return fmt.Errorf("%s/%s: is no regular file of at most %d bytes", WorkDir, name, maxWorkFile)
+		return fmt.Errorf("%s/%s: is no regular file of at most %d bytes: %w", WorkDir, name, maxWorkFile, errNoFile)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("%s/%s: %w", WorkDir, name, err)
+		return fmt.Errorf("%s/%s: %w: %w", WorkDir, name, errNoFile, err)
 	}
 	return nil
 }

@@ -99,7 +99,8 @@ func readProjectFile(dir string) ([]byte, error) {
 		return nil, err
 	}
 	defer root.Close()
-	f, err := root.Open("faas.yml")
+	// Looked at before it is opened: opening a named pipe waits for its writer.
+	info, err := root.Stat("faas.yml")
 	if errors.Is(err, fs.ErrNotExist) {
 		why := fmt.Errorf("%s has no faas.yml", dir)
 		if _, err := root.Stat("faas.yaml"); err == nil {
@@ -107,11 +108,43 @@ func readProjectFile(dir string) ([]byte, error) {
 		}
 		return nil, &usererr.Error{Code: usererr.CodeProjectMissing, Err: why}
 	}
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("faas.yml is %s, not a file", kindOf(info.Mode()))
+	}
 	if err != nil {
-		return nil, err
+		return nil, unreadable(err)
+	}
+	f, err := root.Open("faas.yml")
+	if err != nil {
+		return nil, unreadable(err)
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxProjectFile))
+	data, err := io.ReadAll(io.LimitReader(f, maxProjectFile))
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	return data, nil
+}
+
+// unreadable is the error of a faas.yml that is there and can't be read.
+func unreadable(err error) error {
+	return &usererr.Error{
+		Code: usererr.CodeProjectFile, Err: err,
+		Next: "make faas.yml a regular file in the repository's top folder, readable in the job",
+	}
+}
+
+// kindOf names what is no regular file.
+func kindOf(m fs.FileMode) string {
+	switch {
+	case m.IsDir():
+		return "a folder"
+	case m&fs.ModeNamedPipe != 0:
+		return "a named pipe"
+	case m&fs.ModeSymlink != 0:
+		return "a link"
+	}
+	return "a special file"
 }
 
 func projectError(problems project.Problems) error {
