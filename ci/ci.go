@@ -34,6 +34,11 @@ type Job struct {
 	// Protected is CI_COMMIT_REF_PROTECTED. It is false in merge request pipelines.
 	Protected bool
 
+	// Deadline is when GitLab ends the job (CI_JOB_STARTED_AT and
+	// CI_JOB_TIMEOUT); zero when it does not say. GitLab kills without asking,
+	// and skips after_script, so we stop before it.
+	Deadline time.Time
+
 	// Debug raises verbosity (names, never values).
 	Debug bool
 }

@@ -39,6 +39,16 @@ func TestFromEnv(t *testing.T) {
 	}
 }
 
+func TestDeadline(t *testing.T) {
+	j, err := FromEnv(env(map[string]string{"CI_JOB_STARTED_AT": "2026-01-31T12:00:00Z", "CI_JOB_TIMEOUT": "3600"}))
+	if want := time.Date(2026, 1, 31, 13, 0, 0, 0, time.UTC); err != nil || !j.Deadline.Equal(want) {
+		t.Errorf("got %v, %v; want %v", j.Deadline, err, want)
+	}
+	if j, err := FromEnv(env(nil)); err != nil || !j.Deadline.IsZero() {
+		t.Errorf("without the variables: %v, %v", j.Deadline, err)
+	}
+}
+
 func TestFromEnvNamesEverythingAtOnce(t *testing.T) {
 	_, err := FromEnv(func(string) string { return "" })
 	var e *EnvError

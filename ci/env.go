@@ -91,6 +91,9 @@ func FromEnv(getenv func(string) string) (Job, error) {
 		Protected:   getenv("CI_COMMIT_REF_PROTECTED") == "true",
 		Debug:       getenv("CI_DEBUG_TRACE") == "true" || getenv("FAAS_DEBUG") == "true",
 	}
+	if start, limit := instant("CI_JOB_STARTED_AT", getenv("CI_JOB_STARTED_AT")), number("CI_JOB_TIMEOUT", getenv("CI_JOB_TIMEOUT")); !start.IsZero() && limit > 0 {
+		j.Deadline = start.Add(time.Duration(limit) * time.Second)
+	}
 	if j.Dir != "" && !filepath.IsAbs(j.Dir) {
 		bad.Invalid = append(bad.Invalid, "CI_PROJECT_DIR: not an absolute path")
 	}

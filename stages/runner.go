@@ -309,6 +309,9 @@ var _ io.Writer = (*lineWriter)(nil)
 // Explain turns what a leaf reported into the message the developer reads.
 // Errors that were designed already pass through.
 func Explain(ctx context.Context, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+		return &usererr.Error{Code: usererr.CodeTimeout, Err: err}
+	}
 	if errors.Is(err, context.Canceled) || (ctx.Err() != nil && errors.Is(err, context.Cause(ctx))) {
 		return &usererr.Error{Code: usererr.CodeCancelled, Err: err}
 	}

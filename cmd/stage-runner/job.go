@@ -49,6 +49,11 @@ func (j job) run(ctx context.Context, names []string) error {
 	}
 	log := ci.Log{W: j.stderr, GitLab: j.getenv("GITLAB_CI") == "true" && j.getenv("NO_COLOR") == "", Now: time.Now}
 
+	if !facts.Deadline.IsZero() {
+		var stop context.CancelFunc
+		ctx, stop = context.WithDeadlineCause(ctx, facts.Deadline.Add(-timeToReport), errTimeLimit)
+		defer stop()
+	}
 	started := time.Now()
 	var b *bundle.Bundle
 	err = log.Do(ctx, "bundle", "Platform bundle", func(ctx context.Context) error {
@@ -68,6 +73,13 @@ func (j job) run(ctx context.Context, names []string) error {
 	r := stages.Runner{Job: facts, Log: log, Bundle: b, World: w, Version: version, Environ: j.environ}
 	return j.report(r.Run(ctx, names))
 }
+
+// timeToReport is what a job keeps of its time limit for putting things back
+// and saying what happened.
+const timeToReport = 30 * time.Second
+
+// errTimeLimit is why a job's context ended before GitLab would have killed it.
+var errTimeLimit = fmt.Errorf("the job's time limit (CI_JOB_TIMEOUT) is almost over: %w", context.DeadlineExceeded)
 
 // report prints the one structured line and passes the job's error on.
 func (j job) report(rep stages.Report, err error) error {

@@ -554,6 +554,20 @@ func TestCancelled(t *testing.T) {
 	l.ok(whole)
 }
 
+// The job's time limit ends it with words while there is time for them.
+func TestTimeLimit(t *testing.T) {
+	l := newLab(t)
+	l.publish(devenv.Release{})
+	l.write(map[string]string{"faas.yml": shop + "test: {command: sleep 600}\n"})
+	// Two seconds are left of a limit of an hour, beside the time to report.
+	started := time.Now().Add(timeToReport + 2*time.Second - time.Hour).UTC().Format(time.RFC3339)
+	o := l.run("prepare,test", "CI_JOB_STARTED_AT="+started, "CI_JOB_TIMEOUT=3600")
+	l.refused(o, 75, "E1108", "CI_JOB_TIMEOUT")
+	if o.report.Outcome != "failed" || o.report.Error.Code != "E1108" {
+		t.Errorf("report: %+v", o.report)
+	}
+}
+
 func TestDeployWithoutBuild(t *testing.T) {
 	l := newLab(t)
 	l.publish(devenv.Release{})
