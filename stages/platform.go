@@ -2,7 +2,7 @@ package stages
 
 import (
 	"context"
-	"os"
+	"fmt"
 	"path/filepath"
 
 	"github.com/kuroko-faas/kuroko/bundle"
@@ -47,12 +47,15 @@ func Platform(getenv func(string) string) (*bundle.Client, *bundle.Platform, err
 // reported by the stage that needs it. tier is the template's word; the
 // stricter of it and the header's counts.
 func ChooseBundle(ctx context.Context, c *bundle.Client, p *bundle.Platform, job ci.Job, runner, tier string) (*bundle.Bundle, error) {
+	if tier != "" && project.Tier(tier).Rank() == 0 {
+		return nil, &usererr.Error{Code: usererr.CodeJobEnv, Err: fmt.Errorf("FAAS_TIER: no tier is called %q", tier), Next: "use one of: sandbox, standard, core"}
+	}
 	q := bundle.Query{
 		Org: p.Org, Channel: p.Channel, ProjectID: job.Project.ID, ProjectPath: job.Project.Path,
 		PipelineID: job.Pipeline.ID, At: job.Pipeline.Created, Runner: runner, Tier: tier,
 		Handed: filepath.Join(job.Dir, WorkDir),
 	}
-	if data, err := os.ReadFile(filepath.Join(job.Dir, "faas.yml")); err == nil {
+	if data, err := readProjectFile(job.Dir); err == nil {
 		if h, err := project.ParseHeader(data); err == nil {
 			if h.Tier.Rank() > project.Tier(tier).Rank() {
 				q.Tier = string(h.Tier)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -325,5 +326,16 @@ func Explain(ctx context.Context, err error) error {
 	if errors.Is(err, errNoFile) {
 		return &usererr.Error{Code: usererr.CodeWorkFiles, Err: err}
 	}
-	return explainLeaf(err)
+	e := explainLeaf(err)
+	// A file system that says no is the machine's matter unless a leaf knew
+	// better: a work tree mounted read-only, a TMPDIR that is not there.
+	var path *fs.PathError
+	var link *os.LinkError
+	if usererr.Of(e).Code == usererr.CodeInternal && (errors.As(err, &path) || errors.As(err, &link)) {
+		return &usererr.Error{
+			Code: usererr.CodeUnable, What: "use the job's files", Err: err,
+			Next: "check that the path is there, and that this job may read and write it (TMPDIR, FAAS_CACHE_DIR, the work tree and .faas in it)",
+		}
+	}
+	return e
 }

@@ -297,11 +297,18 @@ func (s *state) repository(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	switch {
-	case site.Cluster.Registry != "":
-		return site.Cluster.Registry + "/" + strings.ToLower(s.Job.Project.Path), nil
-	case s.Job.Registry.Image != "":
-		return s.Job.Registry.Image, nil
+	repository := s.Job.Registry.Image
+	if site.Cluster.Registry != "" {
+		repository = site.Cluster.Registry + "/" + strings.ToLower(s.Job.Project.Path)
+	}
+	if _, err := name.NewRepository(repository); err != nil && repository != "" {
+		return "", &usererr.Error{
+			Code: usererr.CodeEnvironment, Class: usererr.Config, What: "choose an image repository", Err: err,
+			Next: "check registry in clusters.yml, CI_PROJECT_PATH and CI_REGISTRY_IMAGE",
+		}
+	}
+	if repository != "" {
+		return repository, nil
 	}
 	return "", &usererr.Error{
 		Code: usererr.CodeEnvironment, Class: usererr.Config, What: "choose an image registry",

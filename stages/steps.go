@@ -128,7 +128,7 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	}
 	files, err := s.files(ctx, p)
 	if err != nil {
-		return BuildPlan{}, &usererr.Error{Code: usererr.CodeBuildInput, What: "read the work tree", Err: err}
+		return BuildPlan{}, treeError(err)
 	}
 	in := BuildInput{
 		Project: p, Environment: s.Job.Environment, Commit: s.Job.Commit.SHA, Bundle: s.Bundle.Digest,

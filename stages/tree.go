@@ -15,7 +15,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/internal/run"
+	"github.com/kuroko-faas/kuroko/internal/usererr"
 )
 
 // File is one file that may enter an image: its slash path from the
@@ -79,7 +81,7 @@ func tracked(ctx context.Context, dir string) ([]string, error) {
 		Path: "git",
 		// The checkout may belong to the helper container's user; see
 		// https://git-scm.com/docs/git-config#Documentation/git-config.txt-safedirectory
-		Args:   []string{"-c", "safe.directory=*", "-c", "core.fsmonitor=false", "ls-files", "-z"},
+		Args:   []string{"-c", "safe.directory=*", "-c", "core.fsmonitor=false", "ls-files", "-z", "--recurse-submodules"},
 		Env:    []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C"},
 		Dir:    dir,
 		Stdout: &out,
@@ -122,6 +124,26 @@ func walk(dir, sub string) ([]string, error) {
 	return paths, err
 }
 
+// A pointer stands where Git LFS was not asked for the content; in an image it
+// is never what somebody wanted. https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+const (
+	lfsPointer    = "version https://git-lfs.github.com/spec/v1\n"
+	maxLFSPointer = 1024
+)
+
+// treeError is the designed error of a work tree that can't be read.
+func treeError(err error) error {
+	e := &usererr.Error{
+		Code: usererr.CodeBuildInput, What: "read the work tree", Err: err,
+		Next: "correct what is named above, or leave it out with package.exclude in faas.yml",
+	}
+	var input *builder.InputError
+	if errors.As(err, &input) && input.Next != "" {
+		e.Next = input.Next
+	}
+	return e
+}
+
 // sumFile never follows a link, and refuses one that leaves the tree.
 func sumFile(root *os.Root, p string) (string, error) {
 	info, err := root.Lstat(filepath.FromSlash(p))
@@ -140,7 +162,9 @@ func sumFile(root *os.Root, p string) (string, error) {
 		}
 		fmt.Fprintf(h, "link %s", to)
 	case info.IsDir():
-		return "", fmt.Errorf("is a submodule that was not checked out (set GIT_SUBMODULE_STRATEGY: recursive)")
+		return "", &builder.InputError{
+			What: "is a submodule that was not checked out", Next: "set the variable GIT_SUBMODULE_STRATEGY: recursive in .gitlab-ci.yml",
+		}
 	case !info.Mode().IsRegular():
 		return "", fmt.Errorf("is no regular file (%s)", info.Mode().Type())
 	default:
@@ -150,6 +174,18 @@ func sumFile(root *os.Root, p string) (string, error) {
 		}
 		defer f.Close()
 		fmt.Fprintf(h, "file %v ", info.Mode()&0o111 != 0)
+		start := make([]byte, len(lfsPointer))
+		n, err := io.ReadFull(f, start)
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return "", err
+		}
+		if string(start[:n]) == lfsPointer && info.Size() <= maxLFSPointer {
+			return "", &builder.InputError{
+				What: "is a Git LFS pointer: its content was not fetched",
+				Next: "let the job fetch it (unset GIT_LFS_SKIP_SMUDGE, use a GitLab runner with git-lfs), or leave it out with package.exclude in faas.yml",
+			}
+		}
+		h.Write(start[:n])
 		if _, err := io.Copy(h, f); err != nil {
 			return "", err
 		}

@@ -6,8 +6,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kuroko-faas/kuroko/internal/usererr"
 )
 
 func osDir(dir string) fs.FS { return os.DirFS(dir) }
@@ -137,5 +140,43 @@ func TestSumFilesRefusesWhatWouldLeakOrBreak(t *testing.T) {
 	files, err := read(t, dir)
 	if err != nil || paths(files) != "link.js real/x.js" {
 		t.Errorf("a link inside the tree gave %v, %v", paths(files), err)
+	}
+}
+
+// A submodule's files take part once it is checked out; until then, and for a
+// Git LFS pointer, the plan says what the job must fetch.
+func TestFilesThatWereNotFetched(t *testing.T) {
+	sub, dir := t.TempDir(), t.TempDir()
+	write(t, sub, map[string]string{"lib.js": "x"})
+	git(t, sub, "init", "-q")
+	git(t, sub, "add", "-A")
+	git(t, sub, "commit", "-qm", "one")
+	git(t, dir, "init", "-q")
+	git(t, dir, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", sub, "sub")
+	got, err := read(t, dir)
+	if err != nil || paths(got) != ".gitmodules sub/lib.js" {
+		t.Errorf("checked out: got %q, %v", paths(got), err)
+	}
+	git(t, dir, "submodule", "--quiet", "deinit", "-f", "sub")
+	_, err = read(t, dir)
+	if e := usererr.Of(treeError(err)); err == nil || e.Code != usererr.CodeBuildInput || !strings.Contains(e.Next, "GIT_SUBMODULE_STRATEGY") {
+		t.Errorf("not checked out: got %v", err)
+	}
+
+	dir = t.TempDir()
+	write(t, dir, map[string]string{"model.bin": lfsPointer + "oid sha256:4d7a\nsize 12345\n"})
+	_, err = read(t, dir)
+	if e := usererr.Of(treeError(err)); err == nil || e.Code != usererr.CodeBuildInput || !strings.Contains(e.Next, "LFS") {
+		t.Errorf("LFS pointer: got %v", err)
+	}
+}
+
+// What the machine's file system refuses is not our bug.
+func TestMachineErrors(t *testing.T) {
+	_, missing := os.ReadFile("/nonexistent/x")
+	for _, err := range []error{missing, &fs.PathError{Op: "open", Path: ".faas", Err: syscall.EROFS}, &os.LinkError{Op: "rename", Err: syscall.EACCES}} {
+		if e := usererr.Of(Explain(t.Context(), err)); e.Code != usererr.CodeUnable || e.Next == "" {
+			t.Errorf("%v: got %s", err, e.Code)
+		}
 	}
 }

@@ -102,7 +102,7 @@ var table = map[Code]entry{
 	CodeRestored:          {Restored, "finish the rollout", "the previous release serves again; correct the cause and start a new pipeline"},
 	CodeLocked:            {External, "take the release lock", "another job is deploying this service; run this job again when it has ended"},
 
-	CodeInternal: {Internal, "keep going", "this is a bug in Kuroko; please report it with the job's log"},
+	CodeInternal: {Internal, "finish the job", "this is a bug in Kuroko; please report it with the job's log"},
 }
 
 // Codes returns every code there is, for the documentation and its test.

@@ -40,7 +40,7 @@ func TestWrite(t *testing.T) {
   next: read the function's last log lines above; the previous release still serves
   who:  project     code: E1401
 `},
-		{"undesigned", errors.New("surprise"), "", `error: keep going
+		{"undesigned", errors.New("surprise"), "", `error: finish the job
   why:  surprise
   next: this is a bug in Kuroko; please report it with the job's log
   who:  kuroko (our bug)  code: E1901
