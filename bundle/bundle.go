@@ -56,17 +56,23 @@ type Bundle struct {
 	// opening added.
 	Warnings []string
 
-	private  string // folder that Close removes
+	private  string   // folder that Close removes
+	lock     *os.File // held while private is in use
 	manifest []byte
 	pack     []byte
 }
 
-// Close removes the private copy. Dir and FS are gone afterwards.
+// Close removes the private copy. Dir and FS are gone afterwards. A process
+// that is killed before leaves the copy to the next one on the machine.
 func (b *Bundle) Close() error {
 	if b.private == "" {
 		return nil
 	}
-	return os.RemoveAll(b.private)
+	err := os.RemoveAll(b.private)
+	if b.lock != nil {
+		b.lock.Close() // not before: others remove what nobody holds
+	}
+	return err
 }
 
 // Choice says which bundle a pipeline uses, and why. It travels between jobs

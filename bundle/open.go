@@ -69,14 +69,14 @@ func (c *Client) open(ctx context.Context, ch Choice, download bool) (*Bundle, e
 	if err != nil {
 		return nil, err
 	}
-	private, err := os.MkdirTemp(c.Private, "kuroko-bundle-") // mode 0700
+	private, lock, err := privateFolder(c.Private)
 	if err != nil {
 		return nil, fmt.Errorf("bundle: private copy: %w", err)
 	}
 	b := &Bundle{
 		Digest: ch.Digest, Choice: ch, Dir: filepath.Join(private, "bundle"),
 		Warnings: append(append([]string{}, ch.Warnings...), warnings...),
-		private:  private, manifest: got.manifest, pack: got.pack,
+		private:  private, lock: lock, manifest: got.manifest, pack: got.pack,
 	}
 	if err := b.unpack(got.parsed); err != nil {
 		return nil, errors.Join(err, b.Close())
