@@ -73,3 +73,13 @@ func (c cluster) namespace(t *testing.T) string {
 func scopeIn(ns string) deployer.Scope {
 	return deployer.Scope{Service: "app", Environment: "test", Namespace: ns, Owner: "1"}
 }
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 30 s: %s", what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}

@@ -75,13 +75,3 @@ func TestCrashAtStart(t *testing.T) {
 		t.Errorf("deploy of what serves: %+v, %v; want unchanged", again.Changes, err)
 	}
 }
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"strconv"
 	"time"
 
@@ -52,15 +53,16 @@ func (t *Target) getRevision(ctx context.Context, scope deployer.Scope, service,
 	return rev, nil
 }
 
-// fenced is the right to change svc: our lease is the newest, and nobody with
-// a newer one has written svc.
-func (t *Target) fenced(ctx context.Context, f deployer.Fence, svc *servingv1.Service) error {
-	if svc != nil {
-		if e := epochOf(svc); e > f.Epoch {
-			return fmt.Errorf("knative: service %s was written under epoch %d, ours is %d: %w", svc.Name, e, f.Epoch, deployer.ErrFenced)
-		}
+// fenced refuses a writer after whom somebody with a newer lease has written
+// svc.
+func fenced(f deployer.Fence, svc *servingv1.Service) error {
+	if svc == nil {
+		return nil
 	}
-	return t.fence(ctx, f)
+	if e := epochOf(svc); e > f.Epoch {
+		return fmt.Errorf("knative: service %s was written under epoch %d, ours is %d: %w", svc.Name, e, f.Epoch, deployer.ErrFenced)
+	}
+	return nil
 }
 
 func epochOf(svc *servingv1.Service) int64 {
@@ -74,28 +76,46 @@ func epochOf(svc *servingv1.Service) int64 {
 // for none to be written. The Service as it stands then is returned.
 func (t *Target) write(ctx context.Context, f deployer.Fence, name string, change func(*servingv1.Service) (*servingv1.Service, error)) (*servingv1.Service, error) {
 	var last error
-	for n := 1; n <= tries+3; n++ {
+	silent, beaten := 0, 0
+	for silent < tries && beaten < maxBeaten {
 		svc, err := t.writeOnce(ctx, f, name, change)
 		if err == nil || !passing(err) && !errors.Is(err, deployer.ErrExists) || errors.Is(err, errKeep) {
 			return svc, err
 		}
 		last = err
-		if err := t.pause(ctx, n); err != nil {
+		if errors.Is(err, deployer.ErrUnavailable) {
+			silent++
+			err = t.pause(ctx, silent)
+		} else {
+			// Knative's controllers write often while something rolls out; to
+			// stand back longer and longer would only lose more races.
+			beaten++
+			err = sleep(ctx, rand.N(t.cfg.Times.Retry))
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
 	return nil, last
 }
 
+// maxBeaten is how often somebody else may be faster at one write.
+const maxBeaten = 30
+
 // errKeep marks an ErrExists of change's own, which no repetition heals.
 var errKeep = errors.New("the name is taken")
 
 func (t *Target) writeOnce(ctx context.Context, f deployer.Fence, name string, change func(*servingv1.Service) (*servingv1.Service, error)) (*servingv1.Service, error) {
+	// The lease first: who takes it after that writes a newer epoch on the
+	// Service before we have read it, or a newer version after.
+	if err := t.fence(ctx, f); err != nil {
+		return nil, err
+	}
 	old, err := t.getService(ctx, f.Scope, name)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.fenced(ctx, f, old); err != nil {
+	if err := fenced(f, old); err != nil {
 		return nil, err
 	}
 	if old != nil && old.DeletionTimestamp != nil {
@@ -342,12 +362,16 @@ func (t *Target) RemoveRevision(ctx context.Context, f deployer.Fence, service, 
 
 // RemoveService implements [deployer.Units].
 func (t *Target) RemoveService(ctx context.Context, f deployer.Fence, service string) error {
-	svc, err := t.getService(ctx, f.Scope, service)
+	var svc *servingv1.Service
 	for n := 1; ; n++ {
+		err := t.fence(ctx, f)
 		if err != nil {
 			return err
 		}
-		if err := t.fenced(ctx, f, svc); err != nil || svc == nil {
+		if svc, err = t.getService(ctx, f.Scope, service); err != nil || svc == nil {
+			return err
+		}
+		if err := fenced(f, svc); err != nil {
 			return err
 		}
 		_, err = once(ctx, t, "remove service "+service, func(ctx context.Context) (struct{}, error) {
@@ -367,7 +391,6 @@ func (t *Target) RemoveService(ctx context.Context, f deployer.Fence, service st
 		if err := t.pause(ctx, n); err != nil {
 			return err
 		}
-		svc, err = t.getService(ctx, f.Scope, service)
 	}
 	// The name is free when Knative's parts of the same name are gone.
 	return t.gone(ctx, func(ctx context.Context) (bool, error) {
