@@ -29,6 +29,9 @@ type Recipe struct {
 	Runtimes map[string]Images
 	// Runner, when set, becomes bundle.yml's runner.
 	Runner *RunnerFiles
+	// Generate, when set, makes further files of what the bundle has: its
+	// bundle.yml, filled, and the names of its files. It may not replace one.
+	Generate func(m Meta, files []string) (map[string][]byte, error)
 }
 
 // Images are a runtime's image references, repo@sha256:….
@@ -280,6 +283,24 @@ func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe
 		return fmt.Errorf("bundle: bundle.yml: %w", err)
 	}
 	tree["bundle.yml"] = source{data: out, from: s.from}
+	return generate(tree, m, r)
+}
+
+// generate adds the recipe's own files.
+func generate(tree map[string]source, m Meta, r Recipe) error {
+	if r.Generate == nil {
+		return nil
+	}
+	files, err := r.Generate(m, slices.Sorted(maps.Keys(tree)))
+	if err != nil {
+		return fmt.Errorf("bundle: generate files: %w", err)
+	}
+	for name, data := range files {
+		if old, ok := tree[name]; ok {
+			return failf(ErrContent, "%s lands at %s, which is made when a bundle is built", old.from, name)
+		}
+		tree[name] = source{data: data, from: name}
+	}
 	return nil
 }
 
