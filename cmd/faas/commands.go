@@ -16,6 +16,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
@@ -70,23 +71,33 @@ func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) 
 	if job.Commit.SHA, job.Commit.Branch, err = head(ctx.Context, c.environ, job.Dir); err != nil {
 		return nil, err
 	}
-	client, platform, err := stages.Platform(c.getenv)
+	b, err := c.bundle(ctx.Context, job)
 	if err != nil {
 		return nil, err
-	}
-	b, err := stages.ChooseBundle(ctx.Context, client, platform, job, version, "")
-	if err != nil {
-		return nil, stages.Explain(ctx.Context, err)
-	}
-	log := ci.Log{W: c.stderr, Now: time.Now}
-	for _, w := range b.Warnings {
-		log.Warn("%s", w)
 	}
 	world, err := stages.Connect(c.getenv, ci.Registry{}, c.stderr)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	return &stages.Runner{Job: job, Log: log, Bundle: b, World: world, Version: version, Environ: c.environ}, nil
+	return &stages.Runner{Job: job, Log: ci.Log{W: c.stderr, Now: time.Now}, Bundle: b, World: world, Version: version, Environ: c.environ}, nil
+}
+
+// bundle chooses and opens the bundle that the job would run. The caller
+// closes it.
+func (c command) bundle(ctx context.Context, job ci.Job) (*bundle.Bundle, error) {
+	client, platform, err := stages.Platform(c.getenv)
+	if err != nil {
+		return nil, err
+	}
+	b, err := stages.ChooseBundle(ctx, client, platform, job, version, "")
+	if err != nil {
+		return nil, stages.Explain(ctx, err)
+	}
+	log := ci.Log{W: c.stderr, Now: time.Now}
+	for _, w := range b.Warnings {
+		log.Warn("%s", w)
+	}
+	return b, nil
 }
 
 // head is the checked-out commit and branch; empty outside a git work tree.

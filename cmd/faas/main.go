@@ -45,6 +45,10 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		Usage: "plan, look at and roll back the functions of a repository",
 		Commands: []*cli.Command{
 			c.planCommand(where),
+			{Name: "schema", Usage: "print the JSON Schema of faas.yml, for editors", Action: c.schema,
+				Flags: []cli.Flag{&cli.StringFlag{Name: "dir", Usage: "the repository's `FOLDER`", Value: "."}}},
+			{Name: "import", Usage: "print a faas.yml made from another tool's file", ArgsUsage: "FILE", Action: c.importFile,
+				Flags: []cli.Flag{&cli.StringFlag{Name: "from", Usage: "the `FORMAT`: midway, serverless, func or gitlabktl; default by the file's content"}}},
 			{Name: "status", Usage: "print what is live", Flags: where, Action: c.status},
 			{Name: "release", Usage: "look at releases and go back to one", Subcommands: []*cli.Command{
 				{Name: "list", Usage: "list the releases that can be rolled back to", Flags: where, Action: c.list},

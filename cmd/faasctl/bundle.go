@@ -18,6 +18,7 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/oss"
 	"github.com/kuroko-faas/kuroko/oss/aliyun"
+	"github.com/kuroko-faas/kuroko/stages"
 )
 
 // bundleCommand builds, signs and publishes bundles.
@@ -234,7 +235,7 @@ func bundleBuild(c *cli.Context) error {
 	if err := needed(c, "out"); err != nil {
 		return err
 	}
-	r := bundle.Recipe{Version: c.String("version"), Runtimes: map[string]bundle.Images{}}
+	r := bundle.Recipe{Version: c.String("version"), Runtimes: map[string]bundle.Images{}, Generate: stages.BundleFiles}
 	for _, v := range c.StringSlice("runtime") {
 		// A runtime's name may have dots: python3.11.base=…
 		target, ref, ok := strings.Cut(v, "=")

@@ -86,7 +86,7 @@ func TestBundleCommands(t *testing.T) {
 	c.must(&b, "build", "--from", c.path("checkout"), "--out", c.path("out"), "--version", "1.0.0",
 		"--runtime", "python3.11.build=build/python@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
 		"--runner", "linux/amd64="+c.path("checkout/runner"), "--runner-version", "2.0.0")
-	if !strings.HasPrefix(b.Digest, "sha256:") || b.Version != "1.0.0" || b.Files != 3 {
+	if !strings.HasPrefix(b.Digest, "sha256:") || b.Version != "1.0.0" || b.Files != 4 { // the schema is made
 		t.Errorf("built %+v", b)
 	}
 	var p published

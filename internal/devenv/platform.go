@@ -20,6 +20,7 @@ import (
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/oss"
 	"github.com/kuroko-faas/kuroko/oss/aliyun"
+	"github.com/kuroko-faas/kuroko/stages"
 )
 
 // org is the organisation every platform here belongs to.
@@ -96,7 +97,7 @@ func (p *Platform) Publish(ctx context.Context, r Release) (string, error) {
 			return "", err
 		}
 	}
-	pkg, err := bundle.Build(ctx, os.DirFS(tree), bundle.Recipe{Version: r.Version, Runtimes: r.Runtimes, Runner: r.Runner})
+	pkg, err := bundle.Build(ctx, os.DirFS(tree), bundle.Recipe{Version: r.Version, Runtimes: r.Runtimes, Runner: r.Runner, Generate: stages.BundleFiles})
 	if err != nil {
 		return "", err
 	}
