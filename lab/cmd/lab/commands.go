@@ -267,6 +267,12 @@ func (p program) test(ctx context.Context, args []string) (int, error) {
 		}
 		return cluster.Rootless(ctx, p.o, []string{self, "test-plan", tag, file})
 	}
+	return p.inLab(ctx, keep, func() (int, error) { return p.execute(ctx, tag, plan) })
+}
+
+// inLab runs f with the variables of the full lab, which it starts, and ends
+// again unless it was up before or is to be kept.
+func (p program) inLab(ctx context.Context, keep bool, f func() (int, error)) (int, error) {
 	before, err := cluster.StatusOf(p.o.State)
 	if err != nil {
 		return 0, err
@@ -281,7 +287,7 @@ func (p program) test(ctx context.Context, args []string) (int, error) {
 			return 0, err
 		}
 	}
-	code, err := p.execute(ctx, tag, plan)
+	code, err := f()
 	if st, serr := cluster.StatusOf(p.o.State); serr == nil && st.State != "up" {
 		printStatus(p.stderr, st)
 		err = errors.Join(err, errors.New("the lab did not survive the tests"))

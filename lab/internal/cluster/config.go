@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/kuroko-faas/kuroko/lab/internal/parts"
 )
@@ -60,6 +62,14 @@ type Config struct {
 func ID(state string) string {
 	sum := sha256.Sum256([]byte(state))
 	return hex.EncodeToString(sum[:4])
+}
+
+// The last bytes of the addresses Gateways get, all in the lab's network.
+const poolFirst, poolLast = 16, 79
+
+// pool is an address of the lab's network by its last byte.
+func (c Config) pool(last int) string {
+	return c.Node[:strings.LastIndexByte(c.Node, '.')+1] + strconv.Itoa(last)
 }
 
 // Registry is host:port of the lab's registry. The address is private, so

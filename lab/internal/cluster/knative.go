@@ -23,10 +23,10 @@ func servingPrograms() []string {
 func (c Config) knative(ctx context.Context, log func(string, ...any)) error {
 	k := c.kubectl()
 	refs, err := c.pushImages(ctx, func(ctx context.Context) error {
-		if _, err := k.run(ctx, "", "apply", "--server-side", "-f", c.manifest("0-namespace.yaml"), "-f", c.manifest("1-crds.yaml"), "-f", c.manifest("2-rbac.yaml")); err != nil {
+		if _, err := k.run(ctx, "", "apply", "--server-side", "-f", c.manifest("0-namespace.yaml"), "-f", c.manifest("1-crds.yaml"), "-f", c.manifest("2-rbac.yaml"), "-f", c.bin("ingress", "gateway-crds.yaml")); err != nil {
 			return err
 		}
-		_, err := k.run(ctx, "", "wait", "--for=condition=Established", "--timeout=60s", "-f", c.manifest("1-crds.yaml"))
+		_, err := k.run(ctx, "", "wait", "--for=condition=Established", "--timeout=60s", "-f", c.manifest("1-crds.yaml"), "-f", c.bin("ingress", "gateway-crds.yaml"))
 		return err
 	})
 	if err != nil {
@@ -52,7 +52,7 @@ func (c Config) knative(ctx context.Context, log func(string, ...any)) error {
 	if _, err := k.run(ctx, "", "apply", "--server-side", "-f", c.path("run", "knative.yaml")); err != nil {
 		return err
 	}
-	ing, err := c.render("ingress.yaml", "@IMAGE@", refs["ingress"])
+	ing, err := c.render("ingress.yaml", "@IMAGE@", refs["ingress"], "@POOL@", c.pool(poolFirst)+"-"+c.pool(poolLast))
 	if err != nil {
 		return err
 	}

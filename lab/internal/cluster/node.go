@@ -198,6 +198,11 @@ func (c Config) nodeNetwork() error {
 	if err := configure("eth0", c.Node+"/24"); err != nil {
 		return err
 	}
+	for last := poolFirst; last <= poolLast; last++ {
+		if err := configure("eth0", c.pool(last)+"/32"); err != nil {
+			return err
+		}
+	}
 	if err := defaultRoute(c.Host); err != nil {
 		return err
 	}

@@ -171,60 +171,77 @@ func makeKnative(ctx context.Context, b *builder) error {
 	return b.manifests(ctx)
 }
 
+// makeIngress builds the ingress and gathers the types of Gateway API it serves.
+func makeIngress(ctx context.Context, b *builder) error {
+	if err := b.goBuild(ctx, "ingress", ".", ""); err != nil {
+		return err
+	}
+	config, err := b.configOf(ctx, "sigs.k8s.io/gateway-api")
+	if err != nil {
+		return err
+	}
+	return b.gather("gateway-crds.yaml", config+"/crd/standard/gateway.networking.k8s.io_*s.yaml")
+}
+
 // manifests copies Knative Serving's own manifests from its modules, in the
 // order they are applied. Images stay ko://… references.
 func (b *builder) manifests(ctx context.Context) error {
 	dirs := map[string]string{}
 	for _, m := range []string{"serving", "networking", "caching"} {
-		cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "knative.dev/"+m)
-		cmd.Dir = b.moduleDir()
-		cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
-		out, err := cmd.Output()
+		dir, err := b.configOf(ctx, "knative.dev/"+m)
 		if err != nil {
-			return fmt.Errorf("go list -m knative.dev/%s: %w", m, err)
+			return err
 		}
-		dirs[m] = filepath.Join(strings.TrimSpace(string(out)), "config")
+		dirs[m] = dir
 	}
 	core := filepath.Join(dirs["serving"], "core")
-	for _, f := range []struct {
-		name  string
-		globs []string
-	}{
-		{"0-namespace.yaml", []string{core + "/100-namespace.yaml"}},
-		{"1-crds.yaml", []string{core + "/300-resources/*.yaml", dirs["networking"] + "/certificate.yaml", dirs["networking"] + "/domain-claim.yaml",
-			dirs["networking"] + "/ingress.yaml", dirs["networking"] + "/serverlessservice.yaml", dirs["caching"] + "/image.yaml"}},
-		{"2-rbac.yaml", []string{core + "/200-roles/*.yaml", core + "/200-serviceaccount.yaml"}},
-		{"3-config.yaml", []string{core + "/configmaps/*.yaml", dirs["networking"] + "/config-network.yaml"}},
-		{"4-deploy.yaml", []string{core + "/999-cache.yaml", core + "/deployments/controller.yaml", core + "/deployments/webhook.yaml",
-			core + "/deployments/autoscaler.yaml", core + "/deployments/activator.yaml"}},
-		{"5-webhooks.yaml", []string{core + "/webhooks/*.yaml"}},
-	} {
-		var buf bytes.Buffer
-		for _, g := range f.globs {
-			files, err := filepath.Glob(g)
+	return errors.Join(
+		b.gather("0-namespace.yaml", core+"/100-namespace.yaml"),
+		b.gather("1-crds.yaml", core+"/300-resources/*.yaml", dirs["networking"]+"/certificate.yaml", dirs["networking"]+"/domain-claim.yaml",
+			dirs["networking"]+"/ingress.yaml", dirs["networking"]+"/serverlessservice.yaml", dirs["caching"]+"/image.yaml"),
+		b.gather("2-rbac.yaml", core+"/200-roles/*.yaml", core+"/200-serviceaccount.yaml"),
+		b.gather("3-config.yaml", core+"/configmaps/*.yaml", dirs["networking"]+"/config-network.yaml"),
+		b.gather("4-deploy.yaml", core+"/999-cache.yaml", core+"/deployments/controller.yaml", core+"/deployments/webhook.yaml",
+			core+"/deployments/autoscaler.yaml", core+"/deployments/activator.yaml"),
+		b.gather("5-webhooks.yaml", core+"/webhooks/*.yaml"))
+}
+
+// configOf is the config folder of a module as the part's go.mod pins it.
+func (b *builder) configOf(ctx context.Context, module string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
+	cmd.Dir = b.moduleDir()
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("go list -m %s: %w", module, err)
+	}
+	return filepath.Join(strings.TrimSpace(string(out)), "config"), nil
+}
+
+// gather joins the files the patterns match into one file of the part.
+func (b *builder) gather(name string, globs ...string) error {
+	var buf bytes.Buffer
+	for _, g := range globs {
+		files, err := filepath.Glob(g)
+		if err != nil {
+			return err
+		}
+		if len(files) == 0 {
+			return fmt.Errorf("no manifest %s", g)
+		}
+		for _, file := range files { // Glob sorts
+			data, err := os.ReadFile(file)
 			if err != nil {
 				return err
 			}
-			if len(files) == 0 {
-				return fmt.Errorf("no manifest %s", g)
+			buf.WriteString("---\n")
+			buf.Write(data)
+			if !bytes.HasSuffix(data, []byte("\n")) {
+				buf.WriteByte('\n')
 			}
-			for _, file := range files { // Glob sorts
-				data, err := os.ReadFile(file)
-				if err != nil {
-					return err
-				}
-				buf.WriteString("---\n")
-				buf.Write(data)
-				if !bytes.HasSuffix(data, []byte("\n")) {
-					buf.WriteByte('\n')
-				}
-			}
-		}
-		if err := os.WriteFile(filepath.Join(b.out, f.name), buf.Bytes(), 0o644); err != nil {
-			return err
 		}
 	}
-	return nil
+	return os.WriteFile(filepath.Join(b.out, name), buf.Bytes(), 0o644)
 }
 
 // nodePackages are Debian's packages that a node needs, with the libraries a

@@ -66,7 +66,7 @@ func all() []part {
 		{name: "knative", dir: "knative", cold: 4 * time.Minute, make: makeKnative, about: version("Knative Serving", "knative.dev/serving")},
 		{name: "coredns", dir: "coredns", cold: 2 * time.Minute, make: makeMain("coredns"), about: version("CoreDNS", "github.com/coredns/coredns")},
 		{name: "etcd", dir: "etcd", cold: time.Minute, make: makeMain("etcd"), about: version("etcd", "go.etcd.io/etcd/server/v3")},
-		{name: "ingress", dir: "ingress", cold: 30 * time.Second, make: makeMain("ingress"), about: plain("the lab's ingress")},
+		{name: "ingress", dir: "ingress", cold: 30 * time.Second, make: makeIngress, about: plain("the lab's ingress")},
 		{name: "pause", dir: "cmd/pause", cold: 10 * time.Second, make: makeMain("pause"), about: plain("pause")},
 		{name: "hello", dir: "cmd/hello", cold: 10 * time.Second, make: makeMain("hello"), about: plain("the test function")},
 		{name: "node", dir: "", cold: 30 * time.Second, make: makeNode, salt: nodeSalt, about: plain("containerd, runc, CNI and nftables from Debian")},

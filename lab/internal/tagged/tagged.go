@@ -134,9 +134,13 @@ type Plan struct {
 
 // Test is a compiled package.
 type Test struct {
-	Name   string `json:"name"`
-	Dir    string `json:"dir"`
-	Binary string `json:"binary"`
+	Name   string   `json:"name"`
+	Dir    string   `json:"dir"`
+	Binary string   `json:"binary"`
+	Args   []string `json:"args,omitempty"`
+	// Level is the level of subtests that are shown and counted, 1 being the
+	// subtests of a Go test; 0 counts those without subtests of their own.
+	Level int `json:"level,omitempty"`
 }
 
 // NewPlan lists compiled packages.
@@ -185,6 +189,7 @@ func (p Plan) one(ctx context.Context, t Test, w io.Writer) (Count, error) {
 	if p.Run != "" {
 		args = append(args, "-test.run="+p.Run)
 	}
+	args = append(args, t.Args...)
 	cmd := exec.CommandContext(ctx, "go", append([]string{"tool", "test2json", "-t", t.Binary}, args...)...)
 	cmd.Dir = t.Dir
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
@@ -193,12 +198,15 @@ func (p Plan) one(ctx context.Context, t Test, w io.Writer) (Count, error) {
 	if err != nil {
 		return Count{}, err
 	}
-	cmd.Stderr = w
+	var errs bytes.Buffer // not w, which is written to at the same time
+	cmd.Stderr = &errs
 	if err := cmd.Start(); err != nil {
 		return Count{}, err
 	}
-	c, readErr := report(out, w)
-	return c, errors.Join(cmd.Wait(), readErr)
+	c, readErr := report(out, w, t.Level)
+	err = errors.Join(cmd.Wait(), readErr)
+	fmt.Fprint(w, &errs)
+	return c, err
 }
 
 // event is a line of test2json.
@@ -210,10 +218,10 @@ type event struct {
 }
 
 // report turns test2json's events into lines and counts.
-func report(r io.Reader, w io.Writer) (Count, error) {
+func report(r io.Reader, w io.Writer, level int) (Count, error) {
 	var c Count
 	output := map[string]*strings.Builder{}
-	parents := map[string]bool{}
+	parents, depths := map[string]bool{}, map[string]int{}
 	dec := json.NewDecoder(r)
 	for {
 		var e event
@@ -232,6 +240,10 @@ func report(r io.Reader, w io.Writer) (Count, error) {
 				output[e.Test] = new(strings.Builder)
 			}
 			output[e.Test].WriteString(e.Output)
+			// The result's indent is its true depth: a test's name may hold slashes.
+			if line := strings.TrimLeft(e.Output, " "); strings.HasPrefix(line, "--- ") {
+				depths[e.Test] = (len(e.Output) - len(line)) / 4
+			}
 			continue
 		}
 		if e.Action != "pass" && e.Action != "fail" && e.Action != "skip" {
@@ -243,7 +255,11 @@ func report(r io.Reader, w io.Writer) (Count, error) {
 			}
 			continue
 		}
-		if !parents[e.Test] {
+		depth, known := depths[e.Test]
+		if !known {
+			depth = strings.Count(e.Test, "/")
+		}
+		if level > 0 && depth == level || level == 0 && !parents[e.Test] {
 			switch e.Action {
 			case "pass":
 				c.Passed++
@@ -253,8 +269,10 @@ func report(r io.Reader, w io.Writer) (Count, error) {
 				c.Skipped++
 			}
 		}
-		fmt.Fprintf(w, "%s %s (%.1f s)\n", e.Action, e.Test, e.Elapsed)
-		if o := output[e.Test]; o != nil && e.Action != "pass" {
+		if level == 0 || depth <= level || e.Action == "fail" {
+			fmt.Fprintf(w, "%s %s (%.1f s)\n", e.Action, e.Test, e.Elapsed)
+		}
+		if o := output[e.Test]; o != nil && e.Action != "pass" && (level == 0 || e.Action == "fail") {
 			for _, line := range strings.Split(strings.TrimRight(o.String(), "\n"), "\n") {
 				if !strings.HasPrefix(strings.TrimSpace(line), "=== ") && !strings.HasPrefix(strings.TrimSpace(line), "--- ") {
 					fmt.Fprintln(w, "    "+strings.TrimSpace(line))
