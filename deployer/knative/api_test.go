@@ -18,6 +18,7 @@ import (
 	rbac "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	networking "knative.dev/networking/pkg/apis/networking/v1alpha1"
 	networkingclient "knative.dev/networking/pkg/client/clientset/versioned"
@@ -425,12 +426,8 @@ func TestForeignService(t *testing.T) {
 	if err := k.Preflight(t.Context(), scope, []deployer.Spec{u}); !errors.Is(err, deployer.ErrForeign) || !strings.Contains(err.Error(), "another") {
 		t.Errorf("preflight: %v; want foreign, naming the environment", err)
 	}
-	s, err := c.serve.Services(ns).Get(t.Context(), u.Name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Labels = nil
-	if _, err := c.serve.Services(ns).Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
+	bare := []byte(`{"metadata":{"labels":null}}`)
+	if _, err := c.serve.Services(ns).Patch(t.Context(), u.Name, types.MergePatchType, bare, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.Ensure(t.Context(), lease(t, k, scope), u, u.RevisionName(1)); !errors.Is(err, deployer.ErrForeign) {

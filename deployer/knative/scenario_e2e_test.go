@@ -75,3 +75,18 @@ func TestCrashAtStart(t *testing.T) {
 		t.Errorf("deploy of what serves: %+v, %v; want unchanged", again.Changes, err)
 	}
 }
+
+// Who needs more memory than he may have is told so, not that he crashed.
+func TestOutOfMemory(t *testing.T) {
+	c := lab(t)
+	k, scope := target(t, c), scopeIn(c.namespace(t))
+	_, err := deploy(t, k, scope, 1, unit("main", image(t, "greedy")))
+	causes := deployer.Failures(err)
+	if len(causes) != 1 || causes[0].Code != deployer.OutOfMemory {
+		t.Errorf("got %v; want out-of-memory", err)
+	}
+	// A first deploy that fails leaves nothing.
+	if all, err := k.Services(t.Context(), scope); err != nil || len(all) != 0 {
+		t.Errorf("services %v, %v; want none", all, err)
+	}
+}
