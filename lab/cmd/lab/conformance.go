@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/kuroko-faas/kuroko/lab/internal/cluster"
@@ -81,7 +82,7 @@ func (p program) compile(ctx context.Context, dir, out, pkg string, args ...stri
 // tests. TLS is left out, as the lab's ingress has none for Knative's routes.
 func (p program) knativeSuite(ctx context.Context, info cluster.Info, tmp string) (tagged.Test, error) {
 	dir := filepath.Join(p.o.Lab, "conformance")
-	t := tagged.Test{Name: "Knative's ingress conformance suite", Dir: dir, Binary: filepath.Join(tmp, "knative.test"), Level: 1}
+	t := tagged.Test{Name: "Knative's ingress conformance suite", Dir: dir, Binary: filepath.Join(tmp, "knative.test"), Names: under("TestIngressConformance", knativeTests())}
 	if err := p.compile(ctx, dir, t.Binary, ".", "test", "-c", "-tags", "e2e"); err != nil {
 		return t, err
 	}
@@ -105,7 +106,7 @@ func (p program) knativeSuite(ctx context.Context, info cluster.Info, tmp string
 // GatewayHTTPRoute, and those of the extended features the ingress has.
 func (p program) gatewaySuite(ctx context.Context, info cluster.Info, tmp string) (tagged.Test, error) {
 	dir := filepath.Join(p.o.Lab, "conformance", "gateway")
-	t := tagged.Test{Name: "Gateway API's conformance suite", Dir: dir, Binary: filepath.Join(tmp, "gateway.test"), Level: 1}
+	t := tagged.Test{Name: "Gateway API's conformance suite", Dir: dir, Binary: filepath.Join(tmp, "gateway.test"), Names: under("TestGatewayConformance", gatewayTests())}
 	if err := p.compile(ctx, dir, t.Binary, ".", "test", "-c", "-tags", "conformance"); err != nil {
 		return t, err
 	}
@@ -118,4 +119,39 @@ func (p program) gatewaySuite(ctx context.Context, info cluster.Info, tmp string
 		return t, err
 	}
 	return t, os.Setenv("KUROKO_LAB_ECHO", ref)
+}
+
+// under are the full names of subtests of a Go test.
+func under(test string, names string) []string {
+	var out []string
+	for _, n := range strings.Fields(names) {
+		out = append(out, test+"/"+n)
+	}
+	return out
+}
+
+// knativeTests are the stable and beta tests but tls.
+func knativeTests() string {
+	return `basics basics/http2 grpc grpc/split headers/pre-split headers/post-split headers/probe hosts/multiple
+		dispatch/path dispatch/percentage dispatch/path_and_percentage dispatch/rule retry timeout update
+		visibility visibility/split visibility/path ingressclass websocket websocket/split host-rewrite headers/tags`
+}
+
+// gatewayTests are the core tests of the suite's profile for HTTPRoutes of
+// Gateways, then those of the extended features the ingress has.
+func gatewayTests() string {
+	return `GatewayClassObservedGenerationBump GatewayInvalidRouteKind GatewayInvalidTLSConfiguration GatewayModifyListeners
+		GatewayObservedGenerationBump GatewaySecretInvalidReferenceGrant GatewaySecretMissingReferenceGrant
+		GatewaySecretReferenceGrantAllInNamespace GatewaySecretReferenceGrantSpecific GatewayWithAttachedRoutes
+		HTTPRouteCrossNamespace HTTPRouteExactPathMatching HTTPRouteHeaderMatching HTTPRouteHostnameIntersection HTTPRouteHTTPSListener
+		HTTPRouteInvalidBackendRefUnknownKind HTTPRouteInvalidCrossNamespaceBackendRef HTTPRouteInvalidCrossNamespaceParentRef
+		HTTPRouteInvalidNonExistentBackendRef HTTPRouteInvalidParentRefNotMatchingSectionName HTTPRouteInvalidReferenceGrant
+		HTTPRouteListenerHostnameMatching HTTPRouteMatchingAcrossRoutes HTTPRouteMatching HTTPRouteObservedGenerationBump
+		HTTPRoutePartiallyInvalidViaInvalidReferenceGrant HTTPRoutePathMatchOrder HTTPRouteRedirectHostAndStatus HTTPRouteReferenceGrant
+		HTTPRouteRequestHeaderModifier HTTPRouteServiceTypes HTTPRouteSimpleSameNamespace HTTPRouteWeight
+
+		GatewayHTTPListenerIsolation HTTPRouteBackendProtocolH2C HTTPRouteBackendProtocolWebSocket
+		HTTPRouteBackendRequestHeaderModifier HTTPRouteRequestHeaderModifierBackendWeights HTTPRouteInvalidParentRefSectionNameNotMatchingPort
+		HTTPRouteListenerPortMatching HTTPRouteMethodMatching HTTPRouteQueryParamMatching HTTPRouteRedirectPath HTTPRouteRedirectPort
+		HTTPRouteRedirectScheme HTTPRouteResponseHeaderModifier HTTPRouteRewriteHost HTTPRouteRewritePath`
 }

@@ -29,8 +29,11 @@ const ldflags = "-s -w"
 
 // flagsOf is what goes into a part's key beside its sources.
 func flagsOf(name string) string {
-	if name == "kube" {
+	switch name {
+	case "kube":
 		return ldflags + " stamped"
+	case "ingress":
+		return ldflags + " types of Gateway API, without its admission policy"
 	}
 	return ldflags
 }
@@ -180,7 +183,7 @@ func makeIngress(ctx context.Context, b *builder) error {
 	if err != nil {
 		return err
 	}
-	return b.gather("gateway-crds.yaml", config+"/crd/standard/gateway.networking.k8s.io_*s.yaml")
+	return b.gather("gateway-crds.yaml", config+"/crd/standard/gateway.networking.k8s.io_[a-u]*s.yaml")
 }
 
 // manifests copies Knative Serving's own manifests from its modules, in the

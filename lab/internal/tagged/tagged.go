@@ -12,9 +12,11 @@ import (
 	"go/build/constraint"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -138,9 +140,9 @@ type Test struct {
 	Dir    string   `json:"dir"`
 	Binary string   `json:"binary"`
 	Args   []string `json:"args,omitempty"`
-	// Level is the level of subtests that are shown and counted, 1 being the
-	// subtests of a Go test; 0 counts those without subtests of their own.
-	Level int `json:"level,omitempty"`
+	// Names are the tests that must run; these are shown and counted, not what
+	// they consist of. Without any, tests without subtests are.
+	Names []string `json:"names,omitempty"`
 }
 
 // NewPlan lists compiled packages.
@@ -203,7 +205,11 @@ func (p Plan) one(ctx context.Context, t Test, w io.Writer) (Count, error) {
 	if err := cmd.Start(); err != nil {
 		return Count{}, err
 	}
-	c, readErr := report(out, w, t.Level)
+	names := t.Names
+	if p.Run != "" {
+		names = nil // a choice of them runs
+	}
+	c, readErr := report(out, w, names)
 	err = errors.Join(cmd.Wait(), readErr)
 	fmt.Fprint(w, &errs)
 	return c, err
@@ -217,11 +223,15 @@ type event struct {
 	Output  string
 }
 
-// report turns test2json's events into lines and counts.
-func report(r io.Reader, w io.Writer, level int) (Count, error) {
+// report turns test2json's events into lines and counts; with names, of those
+// tests alone, each of which must run.
+func report(r io.Reader, w io.Writer, names []string) (Count, error) {
 	var c Count
 	output := map[string]*strings.Builder{}
-	parents, depths := map[string]bool{}, map[string]int{}
+	parents, missing := map[string]bool{}, map[string]bool{}
+	for _, n := range names {
+		missing[n] = true
+	}
 	dec := json.NewDecoder(r)
 	for {
 		var e event
@@ -240,10 +250,6 @@ func report(r io.Reader, w io.Writer, level int) (Count, error) {
 				output[e.Test] = new(strings.Builder)
 			}
 			output[e.Test].WriteString(e.Output)
-			// The result's indent is its true depth: a test's name may hold slashes.
-			if line := strings.TrimLeft(e.Output, " "); strings.HasPrefix(line, "--- ") {
-				depths[e.Test] = (len(e.Output) - len(line)) / 4
-			}
 			continue
 		}
 		if e.Action != "pass" && e.Action != "fail" && e.Action != "skip" {
@@ -255,11 +261,12 @@ func report(r io.Reader, w io.Writer, level int) (Count, error) {
 			}
 			continue
 		}
-		depth, known := depths[e.Test]
-		if !known {
-			depth = strings.Count(e.Test, "/")
+		counts := !parents[e.Test]
+		if len(names) > 0 {
+			counts = slices.Contains(names, e.Test)
 		}
-		if level > 0 && depth == level || level == 0 && !parents[e.Test] {
+		if counts {
+			delete(missing, e.Test)
 			switch e.Action {
 			case "pass":
 				c.Passed++
@@ -269,10 +276,10 @@ func report(r io.Reader, w io.Writer, level int) (Count, error) {
 				c.Skipped++
 			}
 		}
-		if level == 0 || depth <= level || e.Action == "fail" {
+		if len(names) == 0 || counts || e.Action == "fail" {
 			fmt.Fprintf(w, "%s %s (%.1f s)\n", e.Action, e.Test, e.Elapsed)
 		}
-		if o := output[e.Test]; o != nil && e.Action != "pass" && (level == 0 || e.Action == "fail") {
+		if o := output[e.Test]; o != nil && e.Action != "pass" && (len(names) == 0 || e.Action == "fail") {
 			for _, line := range strings.Split(strings.TrimRight(o.String(), "\n"), "\n") {
 				if !strings.HasPrefix(strings.TrimSpace(line), "=== ") && !strings.HasPrefix(strings.TrimSpace(line), "--- ") {
 					fmt.Fprintln(w, "    "+strings.TrimSpace(line))
@@ -280,6 +287,9 @@ func report(r io.Reader, w io.Writer, level int) (Count, error) {
 			}
 		}
 		delete(output, e.Test)
+	}
+	if len(missing) > 0 {
+		return c, fmt.Errorf("did not run: %s", strings.Join(slices.Sorted(maps.Keys(missing)), ", "))
 	}
 	return c, nil
 }

@@ -97,8 +97,12 @@ func TestExecuteCountsAndShowsFailures(t *testing.T) {
 		}
 	}
 	plan.Tests = plan.Tests[:1]
-	plan.Tests[0].Level = 1 // a slash in a name is no level
-	if c, err := plan.Execute(t.Context(), &out); err != nil || c != (Count{Passed: 2}) {
-		t.Errorf("at level 1: %+v, %v; want 2 passed", c, err)
+	plan.Tests[0].Names = []string{"TestGood/one/two"}
+	if c, err := plan.Execute(t.Context(), &out); err != nil || c != (Count{Passed: 1}) {
+		t.Errorf("by name: %+v, %v; want 1 passed", c, err)
+	}
+	plan.Tests[0].Names = []string{"TestGood/four"}
+	if _, err := plan.Execute(t.Context(), &out); err == nil {
+		t.Error("a test that must run did not, and there is no error")
 	}
 }
