@@ -15,40 +15,6 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/devenv/gitlabci"
 )
 
-// stages of the default bundle, which templates may name.
-var stages = []string{"prepare", "test", "build", "deploy", "promote", "rollback", "stop", "sweep"}
-
-func TestTemplatesCallWhatExists(t *testing.T) {
-	files, err := filepath.Glob(root + "/ci-templates/*.yml")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no templates: %v", err)
-	}
-	for _, f := range files {
-		data, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		calls, err := gitlabci.Calls(data, "stage-runner")
-		if err != nil {
-			t.Errorf("%s: %v", f, err)
-		}
-		if len(calls) == 0 {
-			t.Errorf("%s never calls stage-runner", f)
-		}
-		for _, c := range calls {
-			if len(c.Args) != 2 || c.Args[0] != "run" {
-				t.Errorf("%s: job %s: stage-runner %q is not `run STAGE[,STAGE…]`", f, c.Job, c.Args)
-				continue
-			}
-			for _, s := range strings.Split(c.Args[1], ",") {
-				if !slices.Contains(stages, s) {
-					t.Errorf("%s: job %s: no stage %q", f, c.Job, s)
-				}
-			}
-		}
-	}
-}
-
 // TestLockFilesNameNoRegistry keeps a lock file usable behind any registry.
 func TestLockFilesNameNoRegistry(t *testing.T) {
 	files, err := filepath.Glob(root + "/examples/*/package-lock.json")
