@@ -58,10 +58,6 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		Name: img.Name, Key: img.Key, Repository: repo, Base: base,
 		Code: builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
 	}
-	if img.Engine == EngineDockerfile {
-		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile}
-		return req, nil
-	}
 	launcher, ok := launchers[rt.Language]
 	if !ok {
 		return bad(fmt.Errorf("language %q has no adapter in this runner", rt.Language))
@@ -72,6 +68,10 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 	}
 	req.Layers = []builder.Tree{{Title: "adapter", FS: adapter, Prefix: adapterDir}}
 	req.Config = builder.Config{WorkingDir: codeDir, Entrypoint: launcher, User: nonroot, Env: []string{"NODE_ENV=production"}}
+	if img.Engine == EngineDockerfile {
+		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile, Args: map[string]string{argBase: base.String()}}
+		return req, nil // its own instructions install what it needs
+	}
 	if rt.Language != "node" {
 		return req, nil
 	}

@@ -47,7 +47,8 @@ func Connect(getenv func(string) string, registry ci.Registry, log io.Writer) (W
 		Now:    time.Now,
 	}
 	if executor := kanikoExecutor(getenv); executor != "" {
-		w.Engines[EngineDockerfile] = kaniko.New(kaniko.Options{Executor: executor, Keychain: keys, CacheDir: below(cache, "kaniko"), Log: log})
+		instructions := kaniko.New(kaniko.Options{Executor: executor, Keychain: keys, CacheDir: below(cache, "kaniko"), Log: log})
+		w.Engines[EngineDockerfile] = onTop{instructions: instructions, layers: layers}
 	}
 	return w, nil
 }

@@ -236,8 +236,9 @@ func TestPipeline(t *testing.T) {
 	w.code(w.pipeline(), "build:test", 78, "E1203")
 }
 
-// A bundle whose build stage is nothing but a shell script and a Dockerfile.
-func TestScriptBundle(t *testing.T) {
+// A bundle whose build stage is nothing but a shell script and a Dockerfile;
+// then a repository that brings its own.
+func TestDockerfiles(t *testing.T) {
 	w := newWorld(t)
 	if mode, why := sandbox.Detect(t.Context()); mode == sandbox.None {
 		t.Skip("kaniko needs a sandbox: ", why)
@@ -282,5 +283,39 @@ ENTRYPOINT ["/usr/bin/node", "/opt/faas/adapter/main.js"]
 	}
 	if got := out.Reports["build:test"].Result.Images; len(got) != 1 || got[0].Engine != "script" {
 		t.Errorf("images %+v", got)
+	}
+
+	// Under the default bundle the repository's own Dockerfile knows nothing of
+	// adapters, entry points and users: those come on top.
+	w.publish(Release{Version: "2"})
+	if err := w.repo.Write(map[string]string{
+		"faas.yml": "version: 1\nservice: hello\nprovider: {runtime: nodejs18}\nbuild: {builder: dockerfile}\n" +
+			"functions:\n  hello: {handler: index.handler, events: [{http: {path: /hello}}]}\n",
+		"index.js": "exports.handler = async () => require('fs').readFileSync('made.txt', 'utf8') + ' by ' + process.getuid();\n",
+		"Dockerfile": `ARG FAAS_BASE
+FROM ${FAAS_BASE}
+USER 0:0
+WORKDIR /app
+COPY index.js ./
+RUN ["/usr/bin/node", "-e", "require('fs').writeFileSync('made.txt', 'made in RUN')"]
+CMD ["never"]
+`,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.repo.Commit(t.Context(), "a Dockerfile"); err != nil {
+		t.Fatal(err)
+	}
+	out = w.ok()
+	if body, _ := get(t.Context(), t, out.Reports["deploy:test"].Result.URLs[0].URL); !strings.HasPrefix(body, "made in RUN by ") || strings.HasSuffix(body, " 0") {
+		t.Errorf("got %q", body)
+	}
+	first := out.Reports["build:test"].Result.Images
+	if len(first) != 1 || first[0].Engine != "kaniko" || first[0].Sandbox == "" {
+		t.Fatalf("images %+v", first)
+	}
+	// The finished image is found by its key.
+	if again := w.ok().Reports["build:test"].Result.Images; len(again) != 1 || !again[0].Reused || again[0].Ref != first[0].Ref {
+		t.Errorf("again: %+v, first %+v", again, first)
 	}
 }
