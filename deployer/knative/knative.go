@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -72,9 +71,6 @@ type Target struct {
 	kube  kubernetes.Interface
 	serve serving.ServingV1Interface
 	units *http.Client
-
-	mu   sync.Mutex
-	user string // who we are, for messages; filled when somebody was refused
 }
 
 var _ deployer.Target = (*Target)(nil)
