@@ -2,8 +2,6 @@ package project
 
 import (
 	"path"
-	"regexp"
-	"strings"
 )
 
 // FileSets says which files of the repository belong to which unit.
@@ -98,32 +96,17 @@ var seldom = []string{
 
 type narrowing struct {
 	all                   bool // no include
-	include, exclude, out *regexp.Regexp
+	include, exclude, out globs
 }
 
 func (k Package) narrow() narrowing {
-	n := narrowing{all: len(k.Include) == 0, include: anyGlob(k.Include), exclude: anyGlob(k.Exclude), out: anyGlob(never)}
+	n := narrowing{all: len(k.Include) == 0, include: newGlobs(k.Include), exclude: newGlobs(k.Exclude), out: newGlobs(never)}
 	if n.all {
-		n.exclude = anyGlob(append(append([]string(nil), seldom...), k.Exclude...))
+		n.exclude = newGlobs(append(append([]string(nil), seldom...), k.Exclude...))
 	}
 	return n
 }
 
 func (n narrowing) takes(file string) bool {
-	return (n.all || n.include.MatchString(file)) && !n.exclude.MatchString(file) && !n.out.MatchString(file)
-}
-
-// anyGlob matches what one of the globs matches; none match nothing. Globs were
-// checked when the file was parsed.
-func anyGlob(globs []string) *regexp.Regexp {
-	var parts []string
-	for _, g := range globs {
-		if re, err := compileGlob(g); err == nil {
-			parts = append(parts, re.String())
-		}
-	}
-	if len(parts) == 0 {
-		return regexp.MustCompile(`[^\s\S]`)
-	}
-	return regexp.MustCompile(strings.Join(parts, "|"))
+	return (n.all || n.include.match(file)) && !n.exclude.match(file) && !n.out.match(file)
 }
