@@ -35,7 +35,8 @@ IMAGES ?= base/nodejs18 build/nodejs18 runner
 SEED ?=
 .PHONY: images
 images: build ## base, build and runner images from Debian packages; SEED=DIR gives the runner its seed bundle
-	$(BIN)/faasctl image build $(IMAGES) --files $(CURDIR) $(if $(SEED),--files '$(SEED)')
+	@# stdout has one JSON object per image, with every package: for programs.
+	@$(BIN)/faasctl image build $(IMAGES) --files $(CURDIR) $(if $(SEED),--files '$(SEED)') >/dev/null
 
 .PHONY: clean
 clean: ## remove what the other targets made in this folder

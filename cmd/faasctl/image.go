@@ -98,6 +98,11 @@ func imageBuild(c *cli.Context, getenv func(string) string) error {
 		for _, f := range img.Missing {
 			fmt.Fprintf(c.App.ErrWriter, "%s: without %s, which was in no folder of --files\n", r.Name, f)
 		}
+		how := "made"
+		if img.Reused {
+			how = "unchanged"
+		}
+		fmt.Fprintf(c.App.ErrWriter, "%s: %s, %d MB, %s in %s\n", r.Name, how, img.Size/1e6, img.Digest, img.Path)
 		if err := json.NewEncoder(c.App.Writer).Encode(img); err != nil {
 			return err
 		}

@@ -95,7 +95,7 @@ func (d demo) run(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if d.keep && err == nil {
-			log.Printf("everything keeps running; stop it with: kill %d && rm -rf %s", services.PID, dir)
+			log.Printf("everything keeps running; stop it with: kill %d (that also removes %s)", services.PID, dir)
 			return
 		}
 		stop()
@@ -305,7 +305,7 @@ func (d demo) start(ctx context.Context, dir string) (devenv.Services, func(), e
 	return s, stop, nil
 }
 
-// serve is the child: the services, until SIGTERM.
+// serve is the child: the services, until SIGTERM. It removes dir at its end.
 func serve(ctx context.Context, dir, sandbox string, stdout io.Writer) error {
 	s, err := devenv.Start(context.WithoutCancel(ctx), dir, sandbox)
 	if err != nil {
@@ -315,5 +315,7 @@ func serve(ctx context.Context, dir, sandbox string, stdout io.Writer) error {
 		return errors.Join(err, s.Close())
 	}
 	<-ctx.Done()
-	return s.Close()
+	// The folder goes only once nothing is mounted or running in it any more.
+	err = s.Close()
+	return errors.Join(err, os.RemoveAll(dir))
 }
