@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
@@ -49,26 +51,80 @@ func ListTree(ctx context.Context, dir, output string) ([]string, error) {
 	return slices.Compact(paths), nil
 }
 
-// SumFiles reads the files at paths. One that is gone from the work tree but
-// still in git's index is left out; a link that leaves the tree is an error.
+// SumFiles reads the files at paths, several at once. One that is gone from
+// the work tree but still in git's index is left out; a link that leaves the
+// tree is an error.
 func SumFiles(dir string, paths []string) ([]File, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
+	sums := make([]string, len(paths))
+	var group errgroup.Group
+	// Neighbours go to one reader, which keeps their folder open.
+	size := max(1, (len(paths)+readers-1)/readers)
+	for from := 0; from < len(paths); from += size {
+		group.Go(func() error {
+			r := treeReader{root: root, buf: make([]byte, 64<<10)}
+			defer r.close()
+			for i := from; i < min(from+size, len(paths)); i++ {
+				sum, err := r.sum(paths[i])
+				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return fmt.Errorf("read %s: %w", paths[i], err)
+				}
+				if err == nil {
+					sums[i] = sum
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
 	files := make([]File, 0, len(paths))
-	for _, p := range paths {
-		sum, err := sumFile(root, p)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	for i, sum := range sums {
+		if sum != "" {
+			files = append(files, File{Path: paths[i], Sum: sum})
 		}
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", p, err)
-		}
-		files = append(files, File{Path: p, Sum: sum})
 	}
 	return files, nil
+}
+
+// readers is how many files are read at once: mostly they wait for the kernel.
+const readers = 4
+
+// treeReader reads files of one folder after the other.
+type treeReader struct {
+	root *os.Root
+	dir  string
+	in   *os.Root // dir, open; nil for none yet
+	buf  []byte
+}
+
+func (r *treeReader) close() {
+	if r.in != nil {
+		r.in.Close()
+	}
+	r.in = nil
+}
+
+// sum is the sum of the file at p.
+func (r *treeReader) sum(p string) (string, error) {
+	dir, base := path.Split(p)
+	if dir == "" {
+		return sumFile(r.root, p, p, r.buf)
+	}
+	if r.in == nil || r.dir != dir {
+		r.close()
+		in, err := r.root.OpenRoot(filepath.FromSlash(dir))
+		if err != nil {
+			return "", err
+		}
+		r.in, r.dir = in, dir
+	}
+	return sumFile(r.in, base, p, r.buf)
 }
 
 // tracked asks git; a folder that is no work tree is walked.
@@ -144,16 +200,17 @@ func treeError(err error) error {
 	return e
 }
 
-// sumFile never follows a link, and refuses one that leaves the tree.
-func sumFile(root *os.Root, p string) (string, error) {
-	info, err := root.Lstat(filepath.FromSlash(p))
+// sumFile sums the file called base in its folder; p is its path in the tree.
+// It never follows a link, and refuses one that leaves the tree.
+func sumFile(in *os.Root, base, p string, buf []byte) (string, error) {
+	info, err := in.Lstat(base)
 	if err != nil {
 		return "", err
 	}
 	h := sha256.New()
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
-		to, err := root.Readlink(filepath.FromSlash(p))
+		to, err := in.Readlink(base)
 		if err != nil {
 			return "", err
 		}
@@ -168,26 +225,27 @@ func sumFile(root *os.Root, p string) (string, error) {
 	case !info.Mode().IsRegular():
 		return "", fmt.Errorf("is no regular file (%s)", info.Mode().Type())
 	default:
-		f, err := root.Open(filepath.FromSlash(p))
+		f, err := in.Open(base)
 		if err != nil {
 			return "", err
 		}
 		defer f.Close()
 		fmt.Fprintf(h, "file %v ", info.Mode()&0o111 != 0)
-		start := make([]byte, len(lfsPointer))
-		n, err := io.ReadFull(f, start)
+		n, err := io.ReadFull(f, buf)
 		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 			return "", err
 		}
-		if string(start[:n]) == lfsPointer && info.Size() <= maxLFSPointer {
+		if info.Size() <= maxLFSPointer && strings.HasPrefix(string(buf[:min(n, len(lfsPointer))]), lfsPointer) {
 			return "", &builder.InputError{
 				What: "is a Git LFS pointer: its content was not fetched",
 				Next: "let the job fetch it (unset GIT_LFS_SKIP_SMUDGE, use a GitLab runner with git-lfs), or leave it out with package.exclude in faas.yml",
 			}
 		}
-		h.Write(start[:n])
-		if _, err := io.Copy(h, f); err != nil {
-			return "", err
+		h.Write(buf[:n])
+		if n == len(buf) {
+			if _, err := io.Copy(h, f); err != nil {
+				return "", err
+			}
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
