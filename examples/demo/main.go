@@ -51,6 +51,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 				},
 			},
 			{
+				Name:  "try",
+				Usage: "deploy a repository to a platform on this machine, until Ctrl-C",
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "dir", Usage: "the repository's `FOLDER`", Value: "."},
+					&cli.StringFlag{Name: "sandbox", Usage: "how units run: auto, root, userns or none", Value: "auto"},
+				},
+				Action: func(c *cli.Context) error {
+					return try(c.Context, c.String("dir"), c.String("sandbox"), stdout, stderr)
+				},
+			},
+			{
 				Name:   "serve",
 				Usage:  "run the embedded services until SIGTERM",
 				Hidden: true,
