@@ -167,33 +167,37 @@ func Observe(ctx context.Context, t Target, scope Scope) (State, error) {
 // last.
 func Decide(units []Spec, s State) []Change {
 	wanted := make(map[string]bool, len(units))
+	services, live := make(map[string]Service, len(s.Services)), map[string]Live{}
+	for _, svc := range s.Services {
+		services[svc.Name] = svc
+	}
+	if s.Live != nil {
+		for _, u := range s.Live.Units {
+			live[u.Spec.Name] = u
+		}
+	}
 	var changes []Change
 	for _, u := range units {
 		wanted[u.Name] = true
-		changes = append(changes, decide(u, s))
+		svc, there := services[u.Name]
+		changes = append(changes, decide(u, svc, there, live[u.Name]))
 	}
 	for _, svc := range s.Services {
 		if wanted[svc.Name] {
 			continue
 		}
 		c := Change{Unit: svc.Unit, Service: svc.Name, Action: Remove, Why: "no longer a unit of the service"}
-		if s.Live != nil {
-			l, _ := s.Live.unit(svc.Name)
-			c.From = l.Revision
-		}
+		c.From = live[svc.Name].Revision
 		changes = append(changes, c)
 	}
 	return changes
 }
 
-func decide(u Spec, s State) Change {
+// decide is Decide for one unit; there says whether svc exists, and the zero
+// Live that the live release doesn't have the unit.
+func decide(u Spec, svc Service, there bool, live Live) Change {
 	c := Change{Unit: u.Unit, Service: u.Name}
-	svc, there := s.service(u.Name)
 	c.To = nextRevision(u, svc)
-	var live Live
-	if s.Live != nil {
-		live, _ = s.Live.unit(u.Name)
-	}
 	switch {
 	case live.Revision == "":
 		c.Action, c.Why = Create, "new unit"
