@@ -42,8 +42,8 @@ func readProject(ctx context.Context, s *state) (string, error) {
 	if env.Tag != "" && s.Job.Commit.Tag == "" {
 		return "", assertion(env.Name, "tag", env.Tag, s.Job.Commit.Tag)
 	}
-	s.Log.Printf("service %s, tier %s, environment %s: %d functions in %d units (%s)", p.Service.Name, p.Service.Tier,
-		s.Job.Environment, len(p.Functions), len(p.Units), p.Deploy.Mode)
+	s.Log.Printf("service %s, tier %s, environment %s: %s in %s (%s)", p.Service.Name, p.Service.Tier,
+		s.Job.Environment, count(len(p.Functions), "function"), count(len(p.Units), "unit"), p.Deploy.Mode)
 	for _, n := range p.Notices {
 		s.Log.Printf("note: %s: %s", n.Path, n.Why)
 	}
@@ -419,6 +419,11 @@ func (s *state) builtImages(ctx context.Context) (map[string]name.Digest, error)
 		ref, err := name.NewDigest(f.Images[img.Name])
 		if err != nil {
 			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("image %s: no digest in %s/%s", img.Name, WorkDir, fileImages)})
+			continue
+		}
+		// The file passed through the repository's own commands.
+		if want, err := name.NewRepository(plan.Repository + "/" + img.Name); err != nil || ref.Context().Name() != want.Name() {
+			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("image %s: %s/%s names %s, the plan pushes to %s", img.Name, WorkDir, fileImages, ref.Context().Name(), want)})
 			continue
 		}
 		refs[img.Name] = ref

@@ -571,6 +571,24 @@ func TestTimeLimit(t *testing.T) {
 	}
 }
 
+// What the deploy job runs is what this project pushed, whatever a test or a
+// build command wrote into .faas meanwhile.
+func TestForeignImageIsRefused(t *testing.T) {
+	l := newLab(t)
+	l.publish(devenv.Release{})
+	l.newPipeline()
+	l.ok("prepare,test,build")
+	file := filepath.Join(l.dir, stages.WorkDir, "images.json")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, bytes.ReplaceAll(data, []byte("/team/shop/"), []byte("/other/team/")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.refused(l.run("deploy,promote"), 78, "E1304", "the plan pushes to")
+}
+
 func TestDeployWithoutBuild(t *testing.T) {
 	l := newLab(t)
 	l.publish(devenv.Release{})

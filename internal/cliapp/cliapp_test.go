@@ -34,8 +34,8 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"group", "nope"}, 2, "", "error: understand the command\n  why:  unknown command \"nope\"\n  next: use one of: sub\n"},
 		{[]string{"group", "sub", "x"}, 2, "", "error: understand the command\n"},
 		{nil, 2, "", "error: understand the command\n  why:  no command given\n"},
-		{[]string{"bad"}, 70, "", "error: keep going\n  why:  boom\n"},
-		{[]string{"coded"}, 70, "", "error: keep going\n"},
+		{[]string{"bad"}, 70, "", "error: finish the job\n  why:  boom\n"},
+		{[]string{"coded"}, 70, "", "error: finish the job\n"},
 	}
 	for _, tt := range tests {
 		var stdout, stderr bytes.Buffer
