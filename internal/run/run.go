@@ -10,6 +10,7 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -25,7 +26,8 @@ type Command struct {
 	Args []string // without the program's name
 	Env  []string
 	Dir  string
-	// Stdin, Stdout and Stderr may be nil.
+	// Stdin, Stdout and Stderr may be nil. Stdout and Stderr are never written
+	// at the same time, so they may be one writer that knows no locks.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Grace is the time between SIGTERM and SIGKILL; 0 means [DefaultGrace].
@@ -61,13 +63,16 @@ func (c Command) Run(ctx context.Context) error {
 		grace = DefaultGrace
 	}
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
-	cmd.Dir, cmd.Stdin, cmd.Stdout = c.Dir, c.Stdin, c.Stdout
+	cmd.Dir, cmd.Stdin = c.Dir, c.Stdin
 	cmd.Env = append([]string{}, c.Env...)
+	var one sync.Mutex
 	last := &Tail{Max: 4 << 10}
+	cmd.Stderr = last
 	if c.Stderr != nil {
-		cmd.Stderr = io.MultiWriter(c.Stderr, last)
-	} else {
-		cmd.Stderr = last
+		cmd.Stderr = serial{&one, io.MultiWriter(c.Stderr, last)}
+	}
+	if c.Stdout != nil {
+		cmd.Stdout = serial{&one, c.Stdout}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return signalGroup(cmd.Process.Pid, syscall.SIGTERM) }
@@ -87,6 +92,19 @@ func (c Command) Run(ctx context.Context) error {
 		e.Signal, e.Code = ws.Signal(), 128+int(ws.Signal())
 	}
 	return e
+}
+
+// serial lets one goroutine at a time write: a child's two outputs are copied
+// by two.
+type serial struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (s serial) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
 }
 
 func signalGroup(pid int, s syscall.Signal) error {

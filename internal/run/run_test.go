@@ -78,6 +78,20 @@ func (s *started) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// Both outputs into one writer that knows no locks: nothing is lost. (Without
+// care the race detector finds two writers, and slices break.)
+func TestOneWriterForBothOutputs(t *testing.T) {
+	var out bytes.Buffer
+	c := sh("i=0; while [ $i -lt 2000 ]; do echo out; echo err >&2; i=$((i+1)); done")
+	c.Stdout, c.Stderr = &out, &out
+	if err := c.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if o, e := strings.Count(out.String(), "out\n"), strings.Count(out.String(), "err\n"); o != 2000 || e != 2000 {
+		t.Errorf("%d lines of stdout and %d of stderr arrived, want 2000 each", o, e)
+	}
+}
+
 func TestTailKeepsWholeLines(t *testing.T) {
 	tail := &Tail{Max: 10}
 	for _, s := range []string{"first line\n", "second\n", "third\n"} {
