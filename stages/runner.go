@@ -267,7 +267,7 @@ func (s *state) digestDir() string { return filepath.Join(s.Job.Dir, WorkDir, "d
 
 // lineWriter passes whole lines of a child's output to the log.
 //
-// A child's stdout and stderr arrive on two goroutines.
+// The lock is for a child that was given up on: its last write may meet flush.
 type lineWriter struct {
 	log  ci.Log
 	mu   sync.Mutex
