@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,7 +28,8 @@ type Command struct {
 	Env  []string
 	Dir  string
 	// Stdin, Stdout and Stderr may be nil. Stdout and Stderr are never written
-	// at the same time, so they may be one writer that knows no locks.
+	// at the same time. Where both are one writer, the child gets one pipe
+	// for both and its own order is kept.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Grace is the time between SIGTERM and SIGKILL; 0 means [DefaultGrace].
@@ -35,7 +37,8 @@ type Command struct {
 }
 
 // ExitError says how a child ended other than with 0, and the end of what it
-// wrote to stderr (at most 4 KiB), for messages.
+// wrote to stderr, or to both where both are one writer (at most 4 KiB), for
+// messages.
 type ExitError struct {
 	Program string
 	Code    int            // exit code, or 128 + signal as shells say it
@@ -69,10 +72,14 @@ func (c Command) Run(ctx context.Context) error {
 	last := &Tail{Max: 4 << 10}
 	cmd.Stderr = last
 	if c.Stderr != nil {
-		cmd.Stderr = serial{&one, io.MultiWriter(c.Stderr, last)}
+		cmd.Stderr = &serial{&one, io.MultiWriter(c.Stderr, last)}
 	}
-	if c.Stdout != nil {
-		cmd.Stdout = serial{&one, c.Stdout}
+	switch {
+	case c.Stdout == nil:
+	case reflect.ValueOf(c.Stdout).Comparable() && c.Stdout == c.Stderr:
+		cmd.Stdout = cmd.Stderr // os/exec opens one pipe then
+	default:
+		cmd.Stdout = &serial{&one, c.Stdout}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return signalGroup(cmd.Process.Pid, syscall.SIGTERM) }
@@ -101,7 +108,7 @@ type serial struct {
 	w  io.Writer
 }
 
-func (s serial) Write(p []byte) (int, error) {
+func (s *serial) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.w.Write(p)
