@@ -16,6 +16,8 @@ package deployer
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -56,6 +58,52 @@ type Spec struct {
 	InitTimeout time.Duration     `json:"initTimeout,omitempty"` // from process start to Ready, in ns
 	MinScale    int               `json:"minScale"`
 	MaxScale    int               `json:"maxScale"`
+
+	// IdleTimeout is how long an answer may be silent, in ns; 0 leaves it to
+	// the target.
+	IdleTimeout time.Duration `json:"idleTimeout,omitempty"`
+	// ScaleMetric is what the number of instances follows: rps, cpu; empty is
+	// concurrency. ScaleTarget is the aim per instance: requests at once,
+	// requests per second, percent of CPU; 0 leaves it to the target.
+	ScaleMetric string  `json:"scaleMetric,omitempty"`
+	ScaleTarget float64 `json:"scaleTarget,omitempty"`
+	// Internal keeps the unit's addresses inside the cluster.
+	Internal bool `json:"internal,omitempty"`
+	// Secrets and Config are keys of Secrets and ConfigMaps of the scope's
+	// namespace that the unit reads, by their names in faas.yml.
+	Secrets map[string]Ref `json:"secrets,omitempty"`
+	Config  map[string]Ref `json:"config,omitempty"`
+	// Versions are those of Secrets and Config when the plan was made, by
+	// [Source]: a rotation is other content, and so a new revision.
+	Versions map[Source]string `json:"versions,omitempty"`
+}
+
+// Ref is a key of a Secret or ConfigMap: a variable under its name in
+// faas.yml, or a file at Path.
+type Ref struct {
+	Name string `json:"name"`
+	Key  string `json:"key"`
+	Path string `json:"path,omitempty"` // absolute
+}
+
+// Source names a Secret or ConfigMap of a namespace: secret/order-bff,
+// config/limits.
+type Source string
+
+// SecretSource and ConfigSource are the sources of those names.
+func SecretSource(name string) Source { return Source("secret/" + name) }
+func ConfigSource(name string) Source { return Source("config/" + name) }
+
+// Sources are the Secrets and ConfigMaps that s reads, sorted.
+func (s Spec) Sources() []Source {
+	seen := map[Source]bool{}
+	for _, r := range s.Secrets {
+		seen[SecretSource(r.Name)] = true
+	}
+	for _, r := range s.Config {
+		seen[ConfigSource(r.Name)] = true
+	}
+	return slices.Sorted(maps.Keys(seen))
 }
 
 // Revision is a version of a unit that became Ready.

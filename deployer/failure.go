@@ -22,6 +22,7 @@ const (
 	Quota             Code = "quota"               // [platform] no room for live and new together
 	NamespaceMissing  Code = "namespace-missing"   // [platform]
 	SecretMissing     Code = "secret-missing"      // [project] a secret or a key of it
+	ConfigMissing     Code = "config-missing"      // [project] a config map or a key of it
 	IngressNotReady   Code = "ingress-not-ready"   // [platform, external] the route was not accepted in time
 	Unable            Code = "unable"              // [platform] this machine can't run units
 	WrongAnswer       Code = "wrong-answer"        // [platform] another revision answers than the traffic says

@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -76,8 +78,15 @@ func (s Spec) Validate() error {
 	if ref(s.Image) == "" {
 		bad = append(bad, "no image")
 	}
-	if s.Timeout < 0 || s.InitTimeout < 0 || s.Concurrency < 0 || s.MinScale < 0 || s.MaxScale < 0 {
+	if s.Timeout < 0 || s.InitTimeout < 0 || s.IdleTimeout < 0 || s.Concurrency < 0 || s.MinScale < 0 || s.MaxScale < 0 || s.ScaleTarget < 0 {
 		bad = append(bad, "a negative limit")
+	}
+	for _, refs := range []map[string]Ref{s.Secrets, s.Config} {
+		for _, n := range slices.Sorted(maps.Keys(refs)) {
+			if r := refs[n]; n == "" || r.Name == "" || r.Key == "" {
+				bad = append(bad, fmt.Sprintf("%q reads key %q of %q: a name is missing", n, r.Key, r.Name))
+			}
+		}
 	}
 	if len(bad) > 0 {
 		return fmt.Errorf("deployer: unit %s: %s", s.Unit, strings.Join(bad, "; "))

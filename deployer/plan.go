@@ -141,6 +141,9 @@ type State struct {
 	Head     Head
 	Live     *Release // nil: nothing is
 	Services []Service
+	// Versions are those of the Secrets and ConfigMaps that a plan's units
+	// read. Observe leaves it empty: it knows no plan.
+	Versions map[Source]string
 }
 
 // Observe reads a scope's state without any write.
@@ -259,8 +262,12 @@ func difference(a, b Spec) string {
 	add(a.Table != b.Table, "functions or routes")
 	add(!maps.Equal(a.Environment, b.Environment), "environment")
 	add(a.Memory != b.Memory || a.CPU != b.CPU, "resources")
-	add(a.Timeout != b.Timeout || a.InitTimeout != b.InitTimeout, "time-outs")
-	add(a.Concurrency != b.Concurrency || a.MinScale != b.MinScale || a.MaxScale != b.MaxScale, "scale")
+	add(a.Timeout != b.Timeout || a.InitTimeout != b.InitTimeout || a.IdleTimeout != b.IdleTimeout, "time-outs")
+	add(a.Concurrency != b.Concurrency || a.MinScale != b.MinScale || a.MaxScale != b.MaxScale ||
+		a.ScaleMetric != b.ScaleMetric || a.ScaleTarget != b.ScaleTarget, "scale")
+	add(a.Internal != b.Internal, "network")
+	add(!maps.Equal(a.Secrets, b.Secrets) || !maps.Equal(a.Config, b.Config), "secrets or config")
+	add(!maps.Equal(a.Versions, b.Versions), "a rotated secret or config")
 	if len(what) == 0 {
 		return "content changed"
 	}

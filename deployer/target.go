@@ -45,6 +45,9 @@ type Units interface {
 	// namespace, rights, quota and the units' images would do: all the
 	// problems at once as joined [*Failure] values, or [ErrForeign].
 	Preflight(ctx context.Context, scope Scope, units []Spec) error
+	// Versions says which version each Secret and ConfigMap of the scope's
+	// namespace has; those that don't exist are left out. Values are not read.
+	Versions(ctx context.Context, scope Scope, sources []Source) (map[Source]string, error)
 	// Services observes everything that carries the scope's labels.
 	Services(ctx context.Context, scope Scope) ([]Service, error)
 	// Ensure makes the named revision of s exist, be starting and reachable
@@ -75,6 +78,29 @@ type Units interface {
 	RemoveService(ctx context.Context, f Fence, service string) error
 	// Logs returns the last n lines the revision wrote, oldest first.
 	Logs(ctx context.Context, scope Scope, service, revision string, n int) ([]string, error)
+}
+
+// Secrets is what a target offers that keeps a scope's own Secrets: those that
+// carry its owner, service and environment. Any other is [ErrForeign] and is
+// never changed. Values go in and never come out.
+type Secrets interface {
+	// Secrets lists the keys of the scope's own Secrets, sorted by secret and
+	// key.
+	Secrets(ctx context.Context, scope Scope) ([]SecretKey, error)
+	// SetSecret writes a value, and who and when beside it. The Secret is
+	// created where there is none.
+	SetSecret(ctx context.Context, scope Scope, k SecretKey, value []byte) error
+	// UnsetSecret removes a key; a missing one is [ErrNotFound].
+	UnsetSecret(ctx context.Context, scope Scope, k SecretKey) error
+}
+
+// SecretKey is a key of a Secret, and who set it last and when; By is empty
+// for a key that was not set through [Secrets].
+type SecretKey struct {
+	Secret string    `json:"secret"`
+	Key    string    `json:"key"`
+	By     string    `json:"by,omitempty"`
+	At     time.Time `json:"at,omitzero"`
 }
 
 // Fence is the right to write: a scope, and the epoch of the lease the writer

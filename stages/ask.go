@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -55,6 +56,9 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 	why := err
 	if seen != nil {
 		s.live = seen.Live
+		if err := s.versions(ctx, scope, p, seen); err != nil {
+			plans.Notes = append(plans.Notes, fmt.Sprintf("whether secrets were rotated is not known: %v", err))
+		}
 	}
 	build, err := s.makeBuildPlan(ctx)
 	if err != nil && build.Version == 0 {
@@ -139,6 +143,25 @@ func (s *state) observe(ctx context.Context, scope deployer.Scope, versus string
 		return nil, "", err
 	}
 	return &state, ObservedLive, nil
+}
+
+// versions adds to state which Secrets and ConfigMaps the project's units
+// would find. Who may not look is shown those that are live.
+func (s *state) versions(ctx context.Context, scope deployer.Scope, p *project.Project, state *deployer.State) error {
+	from := sources(p)
+	if len(from) == 0 {
+		return nil
+	}
+	look, cancel := context.WithTimeout(ctx, observeTime)
+	defer cancel()
+	var err error
+	if state.Versions, err = s.target.Versions(look, scope, from); err != nil {
+		state.Versions = map[deployer.Source]string{}
+		for _, u := range liveUnits(state.Live) {
+			maps.Copy(state.Versions, u.Spec.Versions)
+		}
+	}
+	return err
 }
 
 // asLive is the state of a scope that runs just what the release records.

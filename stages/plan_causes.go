@@ -116,7 +116,7 @@ func inputCauses(was, now map[string]string, regrouped bool) []Cause {
 	return inOrder(out)
 }
 
-func both(a, b map[string]string) map[string]bool {
+func both[V any](a, b map[string]V) map[string]bool {
 	out := make(map[string]bool, len(a)+len(b))
 	for k := range a {
 		out[k] = true
@@ -211,13 +211,19 @@ func (c comparison) causes(live deployer.Live, spec deployer.Spec, made map[stri
 			add(CauseEnvironment, "environment %s", k)
 		}
 	}
+	refCauses(add, "secret", was.Secrets, spec.Secrets, was.Versions, spec.Versions, deployer.SecretSource)
+	refCauses(add, "config", was.Config, spec.Config, was.Versions, spec.Versions, deployer.ConfigSource)
 	setting("memory", was.Memory, spec.Memory)
 	setting("cpu", was.CPU, spec.CPU)
 	setting("timeout", span(was.Timeout), span(spec.Timeout))
 	setting("initTimeout", span(was.InitTimeout), span(spec.InitTimeout))
+	setting("idleTimeout", span(was.IdleTimeout), span(spec.IdleTimeout))
 	setting("concurrency", number(was.Concurrency), number(spec.Concurrency))
 	setting("scale.min", strconv.Itoa(was.MinScale), strconv.Itoa(spec.MinScale))
 	setting("scale.max", strconv.Itoa(was.MaxScale), strconv.Itoa(spec.MaxScale))
+	setting("scale.metric", or(was.ScaleMetric, "concurrency"), or(spec.ScaleMetric, "concurrency"))
+	setting("scale.target", decimal(was.ScaleTarget), decimal(spec.ScaleTarget))
+	setting("network", network(was), network(spec))
 	if was.Image != spec.Image {
 		switch from := inputCauses(live.Inputs, made, regrouped); {
 		case live.Inputs == nil:
@@ -232,6 +238,32 @@ func (c comparison) causes(live deployer.Live, spec deployer.Spec, made map[stri
 		add(CauseSetting, "settings that this version does not name")
 	}
 	return inOrder(list), moved
+}
+
+// refCauses says which secrets or config a unit reads otherwise than before,
+// and which of them have another version: they were rotated.
+func refCauses(add func(CauseKind, string, ...any), what string, was, now map[string]deployer.Ref, had, have map[deployer.Source]string, source func(string) deployer.Source) {
+	for _, n := range slices.Sorted(maps.Keys(both(was, now))) {
+		a, before := was[n]
+		b, after := now[n]
+		from := source(b.Name)
+		switch {
+		case a != b || before != after:
+			add(CauseEnvironment, "%s %s", what, n)
+		case had[from] != have[from] && have[from] == "":
+			add(CauseEnvironment, "%s %s/%s is missing", what, b.Name, b.Key)
+		case had[from] != have[from]:
+			add(CauseEnvironment, "%s %s/%s rotated", what, b.Name, b.Key)
+		}
+	}
+}
+
+// network is how faas.yml calls where the unit can be reached from.
+func network(s deployer.Spec) string {
+	if s.Internal {
+		return "internal"
+	}
+	return "public"
 }
 
 // tableCauses compares handler tables: members, then what the members say.
@@ -355,4 +387,11 @@ func number(n int) string {
 		return ""
 	}
 	return strconv.Itoa(n)
+}
+
+func decimal(n float64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(n, 'g', -1, 64)
 }

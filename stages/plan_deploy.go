@@ -140,7 +140,7 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 		if !ok || !built && !in.Unbuilt {
 			return DeployPlan{}, fmt.Errorf("unit %s has no image: the build plan is another project's or environment's", u.Name)
 		}
-		spec, err := specOf(u, img.Key, ref)
+		spec, err := specOf(u, img.Key, ref, state.Versions)
 		if err != nil {
 			return DeployPlan{}, err
 		}
@@ -195,8 +195,9 @@ func explain(p *project.Project, want deployer.Plan, state deployer.State, unbui
 }
 
 // specOf is the unit as the deployer takes it. It carries nothing that differs
-// between equal deploys: no release, commit or bundle.
-func specOf(u project.Unit, key string, image name.Digest) (deployer.Spec, error) {
+// between equal deploys: no release, commit or bundle. versions are those of
+// the Secrets and ConfigMaps there are.
+func specOf(u project.Unit, key string, image name.Digest, versions map[deployer.Source]string) (deployer.Spec, error) {
 	table := runtimes.Unit{Name: u.Name, Functions: []runtimes.Function{}}
 	for _, f := range u.Functions {
 		row := runtimes.Function{
@@ -213,12 +214,47 @@ func specOf(u project.Unit, key string, image name.Digest) (deployer.Spec, error
 	if err != nil {
 		return deployer.Spec{}, err
 	}
-	return deployer.Spec{
+	spec := deployer.Spec{
 		Name: u.ServiceName, Unit: u.Name, Image: image, Key: key, Table: string(data),
 		Environment: u.Environment, Memory: string(u.Memory), CPU: string(u.CPU), Concurrency: u.Concurrency,
-		Timeout: u.Timeout.Std(), InitTimeout: u.InitTimeout.Std(),
-		MinScale: u.Scale.Min, MaxScale: u.Scale.Max,
-	}, nil
+		Timeout: u.Timeout.Std(), InitTimeout: u.InitTimeout.Std(), IdleTimeout: u.IdleTimeout.Std(),
+		MinScale: u.Scale.Min, MaxScale: u.Scale.Max, ScaleTarget: u.Scale.Target,
+		Internal: u.Network == "internal", Secrets: refs(u.Secrets), Config: refs(u.Config),
+	}
+	if u.Scale.Metric != "concurrency" { // the default has no name, so that older revisions keep theirs
+		spec.ScaleMetric = u.Scale.Metric
+	}
+	for _, source := range spec.Sources() {
+		if v, ok := versions[source]; ok {
+			if spec.Versions == nil {
+				spec.Versions = map[deployer.Source]string{}
+			}
+			spec.Versions[source] = v
+		}
+	}
+	return spec, nil
+}
+
+// refs are the project's references as the deployer takes them; nil for none.
+func refs(in map[string]project.Ref) map[string]deployer.Ref {
+	var out map[string]deployer.Ref
+	for n, r := range in {
+		if out == nil {
+			out = map[string]deployer.Ref{}
+		}
+		out[n] = deployer.Ref{Name: r.Name, Key: r.Key, Path: r.Path}
+	}
+	return out
+}
+
+// sources are the Secrets and ConfigMaps that the project's units read.
+func sources(p *project.Project) []deployer.Source {
+	var all []deployer.Source
+	for _, u := range p.Units {
+		all = append(all, deployer.Spec{Secrets: refs(u.Secrets), Config: refs(u.Config)}.Sources()...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // String is the plan as a readable table.

@@ -59,6 +59,11 @@ func planDeploy(ctx context.Context, s *state) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if from := sources(p); len(from) > 0 {
+		if state.Versions, err = t.Versions(ctx, scope, from); err != nil {
+			return "", err
+		}
+	}
 	in.Observed = &state
 	deploy, err := PlanDeploy(in)
 	if err != nil {

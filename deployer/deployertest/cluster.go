@@ -24,6 +24,8 @@ type Cluster struct {
 	// Behave says how a unit's containers behave; nil: well. A revision keeps
 	// the behaviour it was made with.
 	Behave func(deployer.Spec) Behaviour
+	// Sources are the Secrets and ConfigMaps there are, with their versions.
+	Sources map[deployer.Source]string
 
 	mu       sync.Mutex
 	version  int
@@ -218,6 +220,19 @@ func (c *Cluster) Preflight(ctx context.Context, scope deployer.Scope, units []d
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Versions implements deployer.Units.
+func (c *Cluster) Versions(ctx context.Context, _ deployer.Scope, sources []deployer.Source) (map[deployer.Source]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	have := map[deployer.Source]string{}
+	for _, s := range sources {
+		if v, ok := c.Sources[s]; ok {
+			have[s] = v
+		}
+	}
+	return have, ctx.Err()
 }
 
 // phase is where a revision stands now.

@@ -107,6 +107,11 @@ func (d *Dying) Preflight(ctx context.Context, s deployer.Scope, units []deploye
 	return d.call("Preflight", func() error { return d.Target.Preflight(ctx, s, units) })
 }
 
+// Versions implements deployer.Units.
+func (d *Dying) Versions(ctx context.Context, s deployer.Scope, sources []deployer.Source) (map[deployer.Source]string, error) {
+	return ask(d, "Versions", func() (map[deployer.Source]string, error) { return d.Target.Versions(ctx, s, sources) })
+}
+
 // Services implements deployer.Units.
 func (d *Dying) Services(ctx context.Context, s deployer.Scope) ([]deployer.Service, error) {
 	return ask(d, "Services", func() ([]deployer.Service, error) { return d.Target.Services(ctx, s) })

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	kn "knative.dev/client/pkg/serving/v1"
@@ -62,6 +63,9 @@ type Times struct {
 	Image  time.Duration // one look at a registry; default 10 s
 }
 
+// parallel is how many requests one verb sends at once.
+const parallel = 8
+
 // tries is how often one request is sent at most.
 const tries = 5
 
@@ -69,6 +73,7 @@ const tries = 5
 type Target struct {
 	cfg   Config
 	kube  kubernetes.Interface
+	meta  metadata.Interface
 	serve serving.ServingV1Interface
 	units *http.Client
 }
@@ -110,6 +115,10 @@ func New(c Config) (*Target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("knative: %w", err)
 	}
+	meta, err := metadata.NewForConfig(r)
+	if err != nil {
+		return nil, fmt.Errorf("knative: %w", err)
+	}
 	serve, err := serving.NewForConfig(r)
 	if err != nil {
 		return nil, fmt.Errorf("knative: %w", err)
@@ -124,7 +133,7 @@ func New(c Config) (*Target, error) {
 	t.Probe = cmp.Or(t.Probe, 10*time.Second)
 	t.Image = cmp.Or(t.Image, 10*time.Second)
 	c.Namespace = cmp.Or(c.Namespace, "default")
-	return &Target{cfg: c, kube: kube, serve: serve, units: unitClient(c)}, nil
+	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c)}, nil
 }
 
 // namespace is where the scope lives.

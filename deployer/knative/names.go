@@ -29,6 +29,14 @@ const (
 	AnnotationEpoch = group + "epoch"
 	// AnnotationHash is [deployer.Spec.Hash], on the template.
 	AnnotationHash = group + "hash"
+	// AnnotationNetwork, on the template, is "internal" for a revision that
+	// must not be reached from outside the cluster.
+	AnnotationNetwork = group + "network"
+	// AnnotationVersion and a source's name are the version that a Secret or
+	// ConfigMap had, on the template.
+	AnnotationVersion = "version." + group
+	// AnnotationKeys is who set which key when, as JSON, on a Secret.
+	AnnotationKeys = group + "keys"
 	// AnnotationHead is the record on the Lease; AnnotationLive repeats its
 	// release for people.
 	AnnotationHead = group + "head"
@@ -37,6 +45,9 @@ const (
 	// renewal shows from outside.
 	AnnotationWrite = group + "write"
 )
+
+// internal is the value of [AnnotationNetwork].
+const internal = "internal"
 
 // TagNext is the tag of a revision that is being proven at 0 %.
 const TagNext = "next"

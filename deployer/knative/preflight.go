@@ -44,6 +44,9 @@ func Rights() []Right {
 		{Resource: "pods", Subresource: "log", Verbs: []string{"get"}},
 		{Resource: "events", Verbs: []string{"list"}},
 		{Resource: "resourcequotas", Verbs: []string{"list"}},
+		// Only versions and names of keys are looked at; Kubernetes has no
+		// smaller right for that.
+		{Resource: "secrets", Verbs: []string{"get"}},
 		{Group: "apps", Resource: "deployments", Verbs: []string{"list"}},
 	}
 }
@@ -102,7 +105,7 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 		return err
 	}
 	var group errgroup.Group
-	group.SetLimit(8)
+	group.SetLimit(parallel)
 	for _, u := range fresh {
 		group.Go(func() error { add(t.image(ctx, u)); return nil })
 	}
@@ -131,7 +134,7 @@ func (t *Target) rights(ctx context.Context, ns string) error {
 	var mu sync.Mutex
 	var missing []string
 	var group errgroup.Group
-	group.SetLimit(8)
+	group.SetLimit(parallel)
 	for _, r := range Rights() {
 		for _, verb := range r.Verbs {
 			if slices.ContainsFunc(shown, func(rule authorization.ResourceRule) bool { return r.within(rule, verb) }) {

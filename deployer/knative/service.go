@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kn "knative.dev/client/pkg/serving/v1"
+	"knative.dev/networking/pkg/apis/networking"
 	knserving "knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
@@ -191,6 +193,10 @@ func (t *Target) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec, 
 		}
 		svc.Spec.Traffic = stagedTraffic(svc.Spec.Traffic, revision, func(r string) bool { return dead[r] })
 		setLabels(svc, f.Scope, s.Unit)
+		if s.Internal {
+			// Its tag answers from now on; the whole Service hides for that.
+			setNetwork(svc, true)
+		}
 		return svc, nil
 	})
 	return about(s.Unit, revision, err)
@@ -205,8 +211,25 @@ func (t *Target) newService(f deployer.Fence, s deployer.Spec, revision string) 
 	svc.Spec.Template = tmpl
 	svc.Spec.Traffic = targets([]deployer.Share{{Revision: revision, Percent: 100, Tag: TagNext}})
 	setLabels(svc, f.Scope, s.Unit)
+	setNetwork(svc, s.Internal)
 	return svc, nil
 }
+
+// setNetwork hides the Service from everything outside the cluster, or opens
+// it. The label is Knative's; it counts for the route and all its tags.
+func setNetwork(svc *servingv1.Service, hide bool) {
+	if !hide {
+		delete(svc.Labels, networking.VisibilityLabelKey)
+		return
+	}
+	if svc.Labels == nil {
+		svc.Labels = map[string]string{}
+	}
+	svc.Labels[networking.VisibilityLabelKey] = knserving.VisibilityClusterLocal
+}
+
+// isInternal reports whether the revision must not be reached from outside.
+func isInternal(rev *servingv1.Revision) bool { return rev.Annotations[AnnotationNetwork] == internal }
 
 func setLabels(svc *servingv1.Service, scope deployer.Scope, unit string) {
 	if svc.Labels == nil {
@@ -236,6 +259,9 @@ func (t *Target) SetTraffic(ctx context.Context, f deployer.Fence, service strin
 		if svc == nil {
 			return nil, fmt.Errorf("knative: service %s: %w", service, deployer.ErrNotFound)
 		}
+		// Who may see the Service follows the traffic, in the same write. What
+		// has to stay inside gets no tag on one that is open.
+		hide, hidden := false, map[string]bool{}
 		for _, s := range all {
 			rev, err := t.getRevision(ctx, f.Scope, service, s.Revision)
 			if err != nil {
@@ -244,8 +270,12 @@ func (t *Target) SetTraffic(ctx context.Context, f deployer.Fence, service strin
 			if rev == nil {
 				return nil, fmt.Errorf("knative: revision %s: %w", s.Revision, deployer.ErrNotFound)
 			}
+			hidden[s.Revision] = isInternal(rev)
+			hide = hide || hidden[s.Revision] && s.Percent > 0
 		}
-		svc.Spec.Traffic = targets(all)
+		keep := slices.DeleteFunc(slices.Clone(all), func(s deployer.Share) bool { return !hide && hidden[s.Revision] })
+		svc.Spec.Traffic = targets(keep)
+		setNetwork(svc, hide)
 		return svc, nil
 	})
 	if err != nil {
@@ -300,6 +330,9 @@ func (t *Target) RestoreTemplate(ctx context.Context, f deployer.Fence, s deploy
 			return nil, fmt.Errorf("knative: revision %s: %w", revision, deployer.ErrNotFound)
 		}
 		svc.Spec.Template = templateOf(rev)
+		if onlyTraffic(svc, revision) {
+			setNetwork(svc, isInternal(rev)) // a staged one may have hidden it
+		}
 		return svc, nil
 	})
 	return about(s.Unit, revision, err)

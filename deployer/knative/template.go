@@ -53,6 +53,13 @@ func template(scope deployer.Scope, s deployer.Spec, revision string, deadline t
 	if s.MaxScale > 0 {
 		annotations[autoscaling.MaxScaleAnnotationKey] = strconv.Itoa(s.MaxScale)
 	}
+	autoscale(annotations, s)
+	if s.Internal {
+		annotations[AnnotationNetwork] = internal
+	}
+	for source, v := range s.Versions {
+		annotations[AnnotationVersion+label(string(source))] = v
+	}
 	labels := scopeLabels(scope)
 	labels[LabelUnit] = label(s.Unit)
 	yes, no := true, false
@@ -79,10 +86,12 @@ func template(scope deployer.Scope, s deployer.Spec, revision string, deadline t
 	c.LivenessProbe.PeriodSeconds = 10
 	c.LivenessProbe.TimeoutSeconds = 5
 	c.LivenessProbe.FailureThreshold = 3
+	volumes, mounts := files(s)
+	c.VolumeMounts = mounts
 	t := servingv1.RevisionTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Name: revision, Labels: labels, Annotations: annotations},
 		Spec: servingv1.RevisionSpec{PodSpec: corev1.PodSpec{
-			Containers: []corev1.Container{c}, EnableServiceLinks: &no,
+			Containers: []corev1.Container{c}, Volumes: volumes, EnableServiceLinks: &no,
 			// A function that needs the API server's token has to say so first.
 			AutomountServiceAccountToken: &no,
 		}},
@@ -97,8 +106,36 @@ func template(scope deployer.Scope, s deployer.Spec, revision string, deadline t
 		// The cluster's default may be longer than the whole request's time.
 		t.Spec.ResponseStartTimeoutSeconds = &n
 	}
+	if s.IdleTimeout > 0 {
+		n := seconds(s.IdleTimeout)
+		t.Spec.IdleTimeoutSeconds = &n
+	}
 	return t, nil
 }
+
+// autoscale writes what the number of instances follows.
+func autoscale(annotations map[string]string, s deployer.Spec) {
+	target := s.ScaleTarget
+	switch s.ScaleMetric {
+	case "":
+	case autoscaling.CPU:
+		// Only the cluster's own autoscaler counts CPU, and it can't start
+		// from nothing.
+		annotations[autoscaling.ClassAnnotationKey] = autoscaling.HPA
+		annotations[autoscaling.MetricAnnotationKey] = s.ScaleMetric
+		annotations[autoscaling.MinScaleAnnotationKey] = strconv.Itoa(max(1, s.MinScale))
+		target = cmp.Or(target, defaultCPUTarget)
+	default:
+		annotations[autoscaling.MetricAnnotationKey] = s.ScaleMetric
+	}
+	if target > 0 {
+		annotations[autoscaling.TargetAnnotationKey] = strconv.FormatFloat(target, 'f', -1, 64)
+	}
+}
+
+// defaultCPUTarget is the percent of its CPU that an instance is meant to use
+// where nobody says more: HPA has no default of its own that Knative passes on.
+const defaultCPUTarget = 80
 
 func probe(path string) *corev1.Probe {
 	return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path}}}
@@ -107,16 +144,68 @@ func probe(path string) *corev1.Probe {
 // environment is the container's, sorted; the platform's own come last and
 // win.
 func environment(s deployer.Spec) []corev1.EnvVar {
-	all := maps.Clone(s.Environment)
-	if all == nil {
-		all = map[string]string{}
+	all := map[string]corev1.EnvVar{}
+	plain := func(k, v string) { all[k] = corev1.EnvVar{Name: k, Value: escape(v)} }
+	for k, v := range s.Environment {
+		plain(k, v)
 	}
-	all["FAAS_UNIT"], all["FAAS_IMAGE"], all["FAAS_KEY"] = s.Table, s.Image.String(), s.Key
+	for k, r := range s.Config {
+		if r.Path == "" {
+			all[k] = corev1.EnvVar{Name: k, ValueFrom: &corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{
+				LocalObjectReference: corev1.LocalObjectReference{Name: r.Name}, Key: r.Key,
+			}}}
+		}
+	}
+	for k, r := range s.Secrets {
+		if r.Path == "" {
+			all[k] = corev1.EnvVar{Name: k, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+				LocalObjectReference: corev1.LocalObjectReference{Name: r.Name}, Key: r.Key,
+			}}}
+		}
+	}
+	plain("FAAS_UNIT", s.Table)
+	plain("FAAS_IMAGE", s.Image.String())
+	plain("FAAS_KEY", s.Key)
 	var env []corev1.EnvVar
 	for _, k := range slices.Sorted(maps.Keys(all)) {
-		env = append(env, corev1.EnvVar{Name: k, Value: escape(all[k])})
+		env = append(env, all[k])
 	}
 	return env
+}
+
+// filesVolume holds every file that the unit reads from Secrets and
+// ConfigMaps, in a folder each, under the names that faas.yml gives them.
+const (
+	filesVolume = "faas-files"
+	configFiles = "config/"
+	secretFiles = "secret/"
+)
+
+// files are the volume of the unit's files and one mount for each, at its own
+// path: what else the image has in that folder stays visible. A file that is
+// mounted alone does not follow a rotation, and need not: that is a new
+// revision.
+func files(s deployer.Spec) ([]corev1.Volume, []corev1.VolumeMount) {
+	var mounts []corev1.VolumeMount
+	var from []corev1.VolumeProjection
+	add := func(kind string, refs map[string]deployer.Ref, projection func(deployer.Ref, []corev1.KeyToPath) corev1.VolumeProjection) {
+		for _, n := range slices.Sorted(maps.Keys(refs)) {
+			if r := refs[n]; r.Path != "" {
+				from = append(from, projection(r, []corev1.KeyToPath{{Key: r.Key, Path: kind + n}}))
+				mounts = append(mounts, corev1.VolumeMount{Name: filesVolume, MountPath: r.Path, SubPath: kind + n, ReadOnly: true})
+			}
+		}
+	}
+	add(configFiles, s.Config, func(r deployer.Ref, items []corev1.KeyToPath) corev1.VolumeProjection {
+		return corev1.VolumeProjection{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: r.Name}, Items: items}}
+	})
+	add(secretFiles, s.Secrets, func(r deployer.Ref, items []corev1.KeyToPath) corev1.VolumeProjection {
+		return corev1.VolumeProjection{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: r.Name}, Items: items}}
+	})
+	if len(from) == 0 {
+		return nil, nil
+	}
+	return []corev1.Volume{{Name: filesVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: from}}}}, mounts
 }
 
 // escape keeps $(X) from being replaced by the variable X.

@@ -172,6 +172,12 @@ func (t *Target) Preflight(ctx context.Context, s deployer.Scope, units []deploy
 	return err
 }
 
+// Versions implements deployer.Units: there are no Secrets and ConfigMaps
+// here, and Preflight refuses units that want some.
+func (t *Target) Versions(ctx context.Context, _ deployer.Scope, _ []deployer.Source) (map[deployer.Source]string, error) {
+	return nil, ctx.Err()
+}
+
 // Services implements deployer.Units.
 func (t *Target) Services(ctx context.Context, s deployer.Scope) ([]deployer.Service, error) {
 	out, err := t.call(ctx, "services", request{Scope: s})

@@ -315,6 +315,9 @@ func (s *Server) doPreflight(ctx context.Context, in request) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	if err := unable(in.Units); err != nil {
+		return reply{}, err
+	}
 	failures := make([]error, len(in.Units))
 	var wg sync.WaitGroup
 	asked := map[string]bool{}
@@ -332,6 +335,30 @@ func (s *Server) doPreflight(ctx context.Context, in request) (reply, error) {
 	}
 	wg.Wait()
 	return reply{}, errors.Join(failures...)
+}
+
+// unable refuses what would not be true here: there are no Secrets and
+// ConfigMaps, and no inside that is not outside.
+func unable(units []deployer.Spec) error {
+	var errs []error
+	no := func(u deployer.Spec, what string) {
+		errs = append(errs, &deployer.Failure{
+			Code: deployer.Unable, Unit: u.Unit, Cause: "the local target has no " + what,
+			Next: "leave it out in environments.<env> of faas.yml, or deploy to a cluster",
+		})
+	}
+	for _, u := range units {
+		if len(u.Secrets) > 0 {
+			no(u, "secrets")
+		}
+		if len(u.Config) > 0 {
+			no(u, "config maps")
+		}
+		if u.Internal {
+			no(u, "inside that hides a unit (network: internal)")
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Server) doServices(_ context.Context, in request) (reply, error) {
