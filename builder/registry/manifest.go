@@ -3,8 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -101,8 +99,7 @@ func (s *Session) manifestOnce(ctx context.Context, ref name.Reference) (Manifes
 	case len(raw) > maxManifest:
 		return Manifest{}, s.fail(c, resp.StatusCode, fmt.Errorf("a manifest of more than %d bytes", maxManifest))
 	}
-	sum := sha256.Sum256(raw)
-	got := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
+	got := hashOf(raw)
 	want := resp.Header.Get("Docker-Content-Digest")
 	if d, ok := ref.(name.Digest); ok {
 		want = d.DigestStr()
@@ -117,19 +114,28 @@ func (s *Session) manifestOnce(ctx context.Context, ref name.Reference) (Manifes
 // PutManifest writes raw to ref, a tag or its digest. It fails with
 // [ErrBlobUnknown] when the repository lacks a blob that raw names.
 func (s *Session) PutManifest(ctx context.Context, ref name.Reference, mt types.MediaType, raw []byte) error {
+	_, err := s.putManifest(ctx, ref, mt, raw)
+	return err
+}
+
+// putManifest also gives the answer's header, which says whether the registry
+// has noted a subject.
+func (s *Session) putManifest(ctx context.Context, ref name.Reference, mt types.MediaType, raw []byte) (http.Header, error) {
 	c := manifestCall(ref, "push manifest", http.MethodPut)
 	c.scopes = []string{push(ref.Context())}
 	c.header = http.Header{"Content-Type": {string(mt)}}
 	c.size = int64(len(raw))
 	c.body = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
 	c.accept = []int{http.StatusCreated, http.StatusOK, http.StatusNoContent}
-	sum := sha256.Sum256(raw)
-	return s.retry(ctx, func() error {
+	var header http.Header
+	err := s.retry(ctx, func() error {
 		resp, err := s.once(ctx, c)
 		if err != nil {
 			return err
 		}
 		drain(resp)
-		return s.sameDigest(c, resp, v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])})
+		header = resp.Header
+		return s.sameDigest(c, resp, hashOf(raw))
 	})
+	return header, err
 }

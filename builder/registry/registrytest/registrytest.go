@@ -34,6 +34,7 @@ type Server struct {
 	log   []Request
 	fault func(w http.ResponseWriter, r *http.Request) bool
 	auth  func(w http.ResponseWriter, r *http.Request) bool
+	plain bool
 }
 
 // Request is one request that the registry saw.
@@ -54,7 +55,7 @@ func (r Request) String() string {
 
 // New starts a registry that lives as long as the test.
 func New(t testing.TB) *Server {
-	s := &Server{blobs: map[string]bool{}, inner: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
+	s := &Server{blobs: map[string]bool{}, inner: registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))}
 	h := httptest.NewServer(s)
 	t.Cleanup(h.Close)
 	s.Host = strings.TrimPrefix(h.URL, "http://")
@@ -75,6 +76,14 @@ func (s *Server) Auth(f func(w http.ResponseWriter, r *http.Request) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.auth = f
+}
+
+// WithoutReferrers makes the registry one from before OCI 1.1: it keeps a
+// manifest with a subject and knows nothing of subjects.
+func (s *Server) WithoutReferrers() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plain = true
 }
 
 // Forget makes the repository lose a blob, as garbage collection does.
@@ -103,7 +112,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	s.mu.Lock()
 	s.log = append(s.log, Request{r.Method, r.URL.Path, r.URL.Query(), r.ContentLength, scheme})
-	fault, auth := s.fault, s.auth
+	fault, auth, plain := s.fault, s.auth, s.plain
 	s.mu.Unlock()
 	if auth != nil && auth(w, r) || fault != nil && fault(w, r) {
 		return
@@ -114,7 +123,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if repo, _, ok := strings.Cut(path, "/manifests/"); ok && r.Method == http.MethodPut {
-		s.manifest(w, r, repo)
+		s.manifest(w, r, repo, plain)
+		return
+	}
+	if strings.Contains(path, "/referrers/") && plain {
+		http.NotFound(w, r)
 		return
 	}
 	s.inner.ServeHTTP(w, r)
@@ -154,14 +167,15 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request, repo, rest string)
 	}
 }
 
-func (s *Server) manifest(w http.ResponseWriter, r *http.Request, repo string) {
+func (s *Server) manifest(w http.ResponseWriter, r *http.Request, repo string, plain bool) {
 	raw, err := io.ReadAll(r.Body)
 	if err != nil {
 		return
 	}
 	var m struct {
-		Config *v1.Descriptor
-		Layers []v1.Descriptor
+		Config  *v1.Descriptor
+		Layers  []v1.Descriptor
+		Subject *v1.Descriptor
 	}
 	if json.Unmarshal(raw, &m) == nil && m.Config != nil {
 		for _, d := range append(m.Layers, *m.Config) {
@@ -170,6 +184,9 @@ func (s *Server) manifest(w http.ResponseWriter, r *http.Request, repo string) {
 				return
 			}
 		}
+	}
+	if m.Subject != nil && !plain {
+		w.Header().Set("OCI-Subject", m.Subject.Digest.String())
 	}
 	r.Body = io.NopCloser(bytes.NewReader(raw))
 	s.inner.ServeHTTP(w, r)
