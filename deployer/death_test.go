@@ -33,8 +33,8 @@ func rollingBack(to string) command {
 
 // history is what was deployed before the story starts.
 var history = []deployer.Plan{
-	plan(1, unit("a", "a1"), unit("b", "b1"), unit("gone", "aa")),
-	plan(2, unit("a", "a2"), unit("b", "b1"), unit("gone", "aa")),
+	timing(plan(1, unit("a", "a1"), unit("b", "b1"), unit("gone", "aa")), hourly("tick", "a"), nightly("clean", "gone")),
+	timing(plan(2, unit("a", "a2"), unit("b", "b1"), unit("gone", "aa")), hourly("tick", "a"), nightly("clean", "gone")),
 }
 
 // stories are a run that dies and the run after it.
@@ -42,8 +42,10 @@ func stories() map[string]struct {
 	before     []deployer.Plan
 	dies, next command
 } {
-	p3 := plan(3, unit("a", "a3"), unit("b", "b1"), unit("new", "aa"))
-	p4 := plan(4, unit("a", "a4"), unit("b", "b1"))
+	// The timer of tick goes on while its function moves; clean goes away with
+	// its unit, and a job comes.
+	p3 := timing(plan(3, unit("a", "a3"), unit("b", "b1"), unit("new", "aa"), job("sum", "cc")), hourly("tick", "new"), nightly("sum", "sum"))
+	p4 := timing(plan(4, unit("a", "a4"), unit("b", "b1"), job("sum", "cd")), hourly("tick", "b"))
 	type story = struct {
 		before     []deployer.Plan
 		dies, next command
@@ -69,6 +71,16 @@ func watch(t *testing.T, c *deployertest.Cluster, units ...string) func(string) 
 			if rev, err := c.Route(scope, "shop-"+u); err != nil {
 				t.Errorf("after %s the route of %s (%s): %v", verb, u, rev, err)
 			}
+		}
+		if len(units) == 0 {
+			return
+		}
+		timers, err := c.Timers(t.Context(), scope)
+		if err != nil {
+			t.Error(err)
+		}
+		if !slices.ContainsFunc(timers, func(o deployer.ObservedTimer) bool { return o.Key == hourly("tick", "a").Key() }) {
+			t.Errorf("after %s the timer that all releases have is gone", verb)
 		}
 	}
 }
@@ -201,7 +213,7 @@ func TestFaultAtEveryCall(t *testing.T) {
 // A holder that stood still for longer than the lease has lost it: what it
 // still wants to write is refused.
 func TestPausedHolderIsFenced(t *testing.T) {
-	for _, verb := range []string{"Ensure", "WaitReady", "CreateRelease", "SwapHead", "SetTraffic", "Probe"} {
+	for _, verb := range []string{"Ensure", "WaitReady", "CreateRelease", "SwapHead", "SetTraffic", "Probe", "SetTimer", "RemoveTimer"} {
 		t.Run(verb, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, units := prepared(t, history)
@@ -221,11 +233,11 @@ func TestPausedHolderIsFenced(t *testing.T) {
 				o.Lease.Renew = time.Hour
 				result := make(chan error, 1)
 				go func() {
-					_, err := deployer.Deploy(t.Context(), p, plan(3, unit("a", "a3"), unit("b", "b3")), o)
+					_, err := deployer.Deploy(t.Context(), p, timing(plan(3, unit("a", "a3"), unit("b", "b3")), hourly("tick", "a")), o)
 					result <- err
 				}()
 				<-paused
-				out, err := deployer.Deploy(t.Context(), &deployertest.Dying{Target: c, After: watch(t, c, units...)}, plan(4, unit("a", "a4"), unit("b", "b4")), deployer.Options{Holder: "quick"})
+				out, err := deployer.Deploy(t.Context(), &deployertest.Dying{Target: c, After: watch(t, c, units...)}, timing(plan(4, unit("a", "a4"), unit("b", "b4")), hourly("tick", "a")), deployer.Options{Holder: "quick"})
 				if err != nil {
 					t.Fatal(err)
 				}

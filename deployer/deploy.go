@@ -126,11 +126,18 @@ func Stop(ctx context.Context, t Target, scope Scope, o Options) error {
 		if err != nil {
 			return err
 		}
+		// Timers before what they call.
+		if err := r.removeTimers(ctx); err != nil {
+			return fmt.Errorf("deployer: stop %s: %w", scope, err)
+		}
 		for _, svc := range services {
 			r.say(Event{Step: StepCleanup, Unit: svc.Unit, Text: "remove " + svc.Name})
 			if err := t.RemoveService(ctx, r.lease.fence(), svc.Name); err != nil {
 				return fmt.Errorf("deployer: remove %s: %w", svc.Name, err)
 			}
+		}
+		if err := t.EndRuns(ctx, r.lease.fence()); err != nil {
+			return fmt.Errorf("deployer: end the runs of %s: %w", scope, err)
 		}
 		return nil
 	})
@@ -231,8 +238,9 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 		return Outcome{}, err
 	}
 	changes := Decide(p.Units, state)
+	timers := DecideTimers(p.Timers, targets(changes), state)
 	open := state.Head.Rollout
-	if open == nil && state.Live != nil && sameUnits(*state.Live, p.Units) && !slices.ContainsFunc(changes, func(c Change) bool { return c.Action != Unchanged }) {
+	if open == nil && state.Live != nil && sameContent(*state.Live, p) && !differ(changes, timers) {
 		r.say(Event{Step: StepLive, Text: "nothing to change, " + state.Live.ID + " is live"})
 		if !same(*state.Live, p) {
 			// A release for every pipeline that changes nothing would push the
@@ -243,7 +251,7 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 			}
 		}
 		r.cleanup(ctx, *state.Live, nil)
-		return Outcome{Release: *state.Live, Changes: changes, NoChange: true, Verified: true, Warnings: r.warnings}, nil
+		return Outcome{Release: *state.Live, Changes: changes, Timers: timers, NoChange: true, Verified: true, Warnings: r.warnings}, nil
 	}
 	units, err := r.stage(ctx, p.Units, changes, state)
 	if err != nil {
@@ -254,7 +262,7 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	}
 	rel := Release{
 		Scope: p.Scope, Created: r.o.Now().UTC(), Commit: p.Commit, Pipeline: p.Pipeline, Bundle: p.Bundle,
-		CreatedBy: p.CreatedBy, Units: units, Previous: state.Head.Live,
+		CreatedBy: p.CreatedBy, Units: units, Timers: p.Timers, Previous: state.Head.Live,
 	}
 	if open != nil {
 		// The same plan died after it had written record and intent.
@@ -295,7 +303,8 @@ func (r *run) rollback(ctx context.Context, id, why string, rerun int64) (Outcom
 	for i, u := range rel.Units {
 		changes[i].To = u.Revision // by the record, whatever its content would be called now
 	}
-	if state.Head.Live == id && !slices.ContainsFunc(changes, func(c Change) bool { return c.Action != Unchanged }) {
+	timers := DecideTimers(rel.Timers, targets(changes), state)
+	if state.Head.Live == id && !differ(changes, timers) {
 		err := r.lease.update(ctx, func(h *Head) {
 			if why != "" {
 				h.Held = why
@@ -305,7 +314,7 @@ func (r *run) rollback(ctx context.Context, id, why string, rerun int64) (Outcom
 			return Outcome{}, err
 		}
 		r.cleanup(ctx, rel, nil) // an earlier run may have died on its way elsewhere
-		return Outcome{Release: rel, Changes: changes, NoChange: true, Verified: true, Warnings: r.warnings}, nil
+		return Outcome{Release: rel, Changes: changes, Timers: timers, NoChange: true, Verified: true, Warnings: r.warnings}, nil
 	}
 	if _, err := r.stage(ctx, specs, changes, state); err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, err)
@@ -324,20 +333,37 @@ func same(live Release, p Plan) bool {
 	if live.Commit != p.Commit || live.Pipeline != p.Pipeline || live.Bundle != p.Bundle {
 		return false
 	}
-	return sameUnits(live, p.Units)
+	return sameContent(live, p)
 }
 
-func sameUnits(rel Release, units []Spec) bool {
-	if len(rel.Units) != len(units) {
+// sameContent reports whether the release has the plan's units and timers.
+func sameContent(rel Release, p Plan) bool {
+	if len(rel.Units) != len(p.Units) || !slices.Equal(rel.Timers, p.Timers) {
 		return false
 	}
-	for _, u := range units {
+	for _, u := range p.Units {
 		l, ok := rel.unit(u.Name)
 		if !ok || l.Spec.Hash() != u.Hash() {
 			return false
 		}
 	}
 	return true
+}
+
+// differ reports whether anything is to be done.
+func differ(changes []Change, timers []TimerChange) bool {
+	return timersDiffer(timers) || slices.ContainsFunc(changes, func(c Change) bool { return c.Action != Unchanged })
+}
+
+// targets are the revisions that the changes lead to, by service.
+func targets(changes []Change) map[string]string {
+	out := make(map[string]string, len(changes))
+	for _, c := range changes {
+		if c.Action != Remove {
+			out[c.Service] = c.To
+		}
+	}
+	return out
 }
 
 // failed marks err with the step it came from.

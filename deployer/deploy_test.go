@@ -61,6 +61,7 @@ func settled(t *testing.T, target deployer.Target, want deployer.Release) {
 	if len(s.Services) != len(want.Units) {
 		t.Errorf("%d services, want %d", len(s.Services), len(want.Units))
 	}
+	timed(t, s, want)
 	kept := map[string]bool{}
 	ids, err := target.Releases(t.Context(), scope)
 	if err != nil {
@@ -85,13 +86,41 @@ func settled(t *testing.T, target deployer.Target, want deployer.Release) {
 			continue
 		}
 		svc := s.Services[i]
-		if !svc.Only(u.Revision) || svc.Template != u.Revision {
+		if svc.Job != (u.Spec.Job != nil) {
+			t.Errorf("%s: job %v", svc.Name, svc.Job)
+		}
+		if svc.Job {
+			if _, ok := svc.Revision(u.Revision); !ok {
+				t.Errorf("%s has no revision %s", svc.Name, u.Revision)
+			}
+		} else if !svc.Only(u.Revision) || svc.Template != u.Revision {
 			t.Errorf("%s: traffic %v, template %s; want all %s", svc.Name, svc.Traffic, svc.Template, u.Revision)
 		}
 		for _, r := range svc.Revisions {
 			if !kept[r.Name] {
 				t.Errorf("%s: revision %s belongs to no kept release", svc.Name, r.Name)
 			}
+		}
+	}
+}
+
+// timed checks that the timers are the release's, each calling the revision
+// that is live.
+func timed(t *testing.T, s deployer.State, want deployer.Release) {
+	t.Helper()
+	if len(s.Timers) != len(want.Timers) {
+		t.Errorf("%d timers, want %d: %+v", len(s.Timers), len(want.Timers), s.Timers)
+	}
+	for _, w := range want.Timers {
+		var calls string
+		for _, u := range want.Units {
+			if u.Spec.Name == w.Service {
+				calls = u.Revision
+			}
+		}
+		i := slices.IndexFunc(s.Timers, func(o deployer.ObservedTimer) bool { return o.Key == w.Key() })
+		if i < 0 || s.Timers[i].Revision != calls || s.Timers[i].Does != w.Does(calls) {
+			t.Errorf("timer %s of %s: want it to call %s; have %+v", w.Name, w.Function, calls, s.Timers)
 		}
 	}
 }

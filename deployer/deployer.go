@@ -2,7 +2,7 @@
 //
 // [Deploy] holds the one order of steps that every target shares: preflight,
 // lease, unfinished intent, revisions at 0 %, readiness, proof, record,
-// intent, traffic, check at the route, live, cleanup. A [Target] is the small
+// intent, traffic, check at the route, timers, live, cleanup. A [Target] is the small
 // set of verbs that this order needs from a cluster; it decides nothing.
 // deployertest holds the behaviour suite of targets.
 //
@@ -76,6 +76,11 @@ type Spec struct {
 	// Versions are those of Secrets and Config when the plan was made, by
 	// [Source]: a rotation is other content, and so a new revision.
 	Versions map[Source]string `json:"versions,omitempty"`
+	// Job says that the unit runs to completion; nil: it answers requests.
+	Job *Job `json:"job,omitempty"`
+	// Timed says that timers call functions of the unit over its address: its
+	// instances are told what such a call proves itself with.
+	Timed bool `json:"timed,omitempty"`
 }
 
 // Ref is a key of a Secret or ConfigMap: a variable under its name in
@@ -133,6 +138,7 @@ type Release struct {
 	Pipeline  int64     `json:"pipeline"` // IID
 	Bundle    string    `json:"bundle"`   // digest
 	Units     []Live    `json:"units"`
+	Timers    []Timer   `json:"timers,omitempty"`
 	Previous  string    `json:"previous,omitempty"` // release it replaced
 	CreatedBy string    `json:"createdBy,omitempty"`
 }

@@ -88,6 +88,9 @@ func (s Spec) Validate() error {
 			}
 		}
 	}
+	if j := s.Job; j != nil && (j.Parallelism < 1 || j.Completions < 1 || j.Retries < 0 || j.Timeout < 0 || j.TTL < 0) {
+		bad = append(bad, fmt.Sprintf("job %+v", *j))
+	}
 	if len(bad) > 0 {
 		return fmt.Errorf("deployer: unit %s: %s", s.Unit, strings.Join(bad, "; "))
 	}

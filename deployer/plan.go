@@ -13,12 +13,14 @@ import (
 
 // Plan is what should be live: every unit of the service, changed or not.
 type Plan struct {
-	Scope     Scope  `json:"scope"`
-	Units     []Spec `json:"units"`
-	Commit    string `json:"commit"`
-	Pipeline  int64  `json:"pipeline"` // IID; 0 outside pipelines: no order is kept then
-	Bundle    string `json:"bundle"`
-	CreatedBy string `json:"createdBy,omitempty"`
+	Scope Scope  `json:"scope"`
+	Units []Spec `json:"units"`
+	// Timers of the units' functions, in an order that equal plans share.
+	Timers    []Timer `json:"timers,omitempty"`
+	Commit    string  `json:"commit"`
+	Pipeline  int64   `json:"pipeline"` // IID; 0 outside pipelines: no order is kept then
+	Bundle    string  `json:"bundle"`
+	CreatedBy string  `json:"createdBy,omitempty"`
 	// Strategy is how traffic moves: direct (also when empty). Others are
 	// refused with [ErrPlanned].
 	Strategy string `json:"strategy,omitempty"`
@@ -83,6 +85,7 @@ const (
 	StepIntent    Step = "intent"
 	StepTraffic   Step = "traffic"
 	StepCheck     Step = "check"
+	StepTimers    Step = "timers"
 	StepLive      Step = "live"
 	StepCleanup   Step = "cleanup"
 	StepRestore   Step = "restore"
@@ -101,7 +104,8 @@ type Event struct {
 // Outcome is the release that is live now, and how that came about.
 type Outcome struct {
 	Release
-	Changes []Change `json:"changes"`
+	Changes []Change      `json:"changes"`
+	Timers  []TimerChange `json:"timerChanges,omitempty"`
 	// NoChange: the plan was live already; no record was written.
 	NoChange bool `json:"noChange,omitempty"`
 	// Rollback: this was an older pipeline's release, returned to.
@@ -144,6 +148,7 @@ type State struct {
 	// Versions are those of the Secrets and ConfigMaps that a plan's units
 	// read. Observe leaves it empty: it knows no plan.
 	Versions map[Source]string
+	Timers   []ObservedTimer
 }
 
 // Observe reads a scope's state without any write.
@@ -162,6 +167,9 @@ func Observe(ctx context.Context, t Target, scope Scope) (State, error) {
 	}
 	if s.Services, err = t.Services(ctx, scope); err != nil {
 		return State{}, fmt.Errorf("deployer: observe %s: %w", scope, err)
+	}
+	if s.Timers, err = t.Timers(ctx, scope); err != nil {
+		return State{}, fmt.Errorf("deployer: observe timers of %s: %w", scope, err)
 	}
 	return s, nil
 }
@@ -220,7 +228,7 @@ func decide(u Spec, svc Service, there bool, live Live) Change {
 		c.Why = "the live revision is gone from the target"
 	case now.Phase == Broken:
 		c.Why = "the live revision has failed"
-	case !svc.Only(live.Revision):
+	case u.Job == nil && !svc.Only(live.Revision):
 		c.To, c.Why = live.Revision, "traffic was changed behind our back"
 	default:
 		c.Action, c.To = Unchanged, live.Revision
@@ -329,6 +337,9 @@ func (p Plan) validate() error {
 			bad = append(bad, fmt.Errorf("deployer: two units are called %s", u.Name))
 		}
 		seen[u.Name] = true
+	}
+	if err := p.validateTimers(seen); err != nil {
+		bad = append(bad, err)
 	}
 	if len(bad) > 0 {
 		return fmt.Errorf("%w: %w", ErrInvalid, errors.Join(bad...))

@@ -172,6 +172,9 @@ func (r *run) stageOne(ctx context.Context, u Spec, c Change, state State) (Revi
 	}
 	rev.Unit, rev.Service, rev.Image, rev.Replaces, rev.Reused = u.Unit, u.Name, u.Image, c.From, reused
 	r.say(Event{Step: StepReady, Unit: u.Unit, Revision: c.To, Text: "ready after " + time.Since(start).Round(10*time.Millisecond).String()})
+	if u.Job != nil {
+		return rev, "", nil // it has no address to be asked at
+	}
 	if err := r.prove(ctx, u, rev.Name, true); err != nil {
 		return Revision{}, StepVerify, err
 	}
@@ -340,6 +343,9 @@ func (r *run) putBack(ctx context.Context, live Live, svc Service) error {
 			return fmt.Errorf("bring %s back: %w", live.Revision, err)
 		}
 	}
+	if live.Spec.Job != nil {
+		return r.dropBroken(ctx, live, svc)
+	}
 	shares := []Share{{Revision: live.Revision, Percent: 100}}
 	for _, s := range svc.Traffic {
 		if s.Tag == TagPrevious && s.Revision != live.Revision {
@@ -356,6 +362,11 @@ func (r *run) putBack(ctx context.Context, live Live, svc Service) error {
 			return fmt.Errorf("restore template of %s: %w", svc.Name, err)
 		}
 	}
+	return r.dropBroken(ctx, live, svc)
+}
+
+// dropBroken removes all failed revisions but the newest one.
+func (r *run) dropBroken(ctx context.Context, live Live, svc Service) error {
 	var broken []Observed
 	for _, rev := range svc.Revisions {
 		if rev.Phase == Broken && rev.Name != live.Revision {
@@ -397,6 +408,9 @@ func (r *run) restore(ctx context.Context) error {
 		errs = append(errs, r.putBack(ctx, u, svc))
 	}
 	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := r.switchTimers(ctx, from); err != nil {
 		return err
 	}
 	for _, svc := range services {

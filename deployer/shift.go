@@ -31,12 +31,16 @@ func (r *run) shift(ctx context.Context, rel Release, state State, changes []Cha
 			return Outcome{}, r.undo(ctx, state, changes, f)
 		}
 	}
+	timers := DecideTimers(rel.Timers, revisionsOf(rel), state)
+	if err := r.switchTimers(ctx, rel); err != nil {
+		return Outcome{}, r.undo(ctx, state, changes, failed(StepTimers, err))
+	}
 	if err := r.golive(ctx, rel, live); err != nil && !r.isLive(ctx, rel) {
 		return Outcome{}, r.undo(ctx, state, changes, failed(StepLive, err))
 	}
 	r.say(Event{Step: StepLive, Text: rel.ID + " is live"})
 	r.cleanup(ctx, rel, changed)
-	return Outcome{Release: rel, Changes: changes, Verified: !r.unverified, Warnings: r.warnings}, nil
+	return Outcome{Release: rel, Changes: changes, Timers: timers, Verified: !r.unverified, Warnings: r.warnings}, nil
 }
 
 // switchOver moves the traffic of the changed units, then asks at each route
@@ -48,6 +52,9 @@ func (r *run) switchOver(ctx context.Context, rel Release, state State, wave []C
 			continue
 		}
 		changed[c.Service] = true
+		if u.Spec.Job != nil {
+			continue // timers and runs name the revision
+		}
 		shares := []Share{{Revision: u.Revision, Percent: 100}}
 		if svc, _ := state.service(c.Service); warm && c.From != u.Revision {
 			if old, ok := svc.Revision(c.From); ok && old.Phase != Broken {
@@ -61,7 +68,7 @@ func (r *run) switchOver(ctx context.Context, rel Release, state State, wave []C
 	}
 	for _, c := range wave {
 		u, ok := rel.unit(c.Service)
-		if !ok {
+		if !ok || u.Spec.Job != nil {
 			continue
 		}
 		if err := r.prove(ctx, u.Spec, u.Revision, false); err != nil {
@@ -187,12 +194,12 @@ func (r *run) tidyService(ctx context.Context, svc Service, live Live, needed ma
 			shares = append(shares, s)
 		}
 	}
-	if !slices.Equal(shares, svc.Traffic) {
+	if live.Spec.Job == nil && !slices.Equal(shares, svc.Traffic) {
 		if err := r.t.SetTraffic(ctx, r.lease.fence(), svc.Name, shares); err != nil {
 			return fmt.Errorf("drop tags of %s: %w", svc.Name, err)
 		}
 	}
-	if svc.Template != live.Revision {
+	if live.Spec.Job == nil && svc.Template != live.Revision {
 		if err := r.t.RestoreTemplate(ctx, r.lease.fence(), live.Spec, live.Revision); err != nil {
 			return fmt.Errorf("restore template of %s: %w", svc.Name, err)
 		}

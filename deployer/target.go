@@ -18,6 +18,7 @@ import (
 type Target interface {
 	Records
 	Units
+	Jobs
 }
 
 // Records keeps one scope's Head and Releases.
@@ -56,7 +57,8 @@ type Units interface {
 	// traffic at once, because there is nothing else. A revision of that name
 	// with the same content is used as it is. Ensure does not wait.
 	Ensure(ctx context.Context, f Fence, s Spec, revision string) error
-	// WaitReady waits until the revision can answer. progress, which may be
+	// WaitReady waits until the revision can answer; a job's, until it could
+	// be run. progress, which may be
 	// nil, is called with "still waiting because" reasons when they change.
 	// A cause that waiting won't heal is returned as a [*Failure].
 	WaitReady(ctx context.Context, scope Scope, service, revision string, progress func(why string)) (Revision, error)
@@ -131,6 +133,8 @@ type Service struct {
 	Epoch int64 `json:"epoch"`
 	// URL is the route's.
 	URL string `json:"url"`
+	// Job says that it is a job's unit: it has no URL, traffic or template.
+	Job bool `json:"job,omitempty"`
 	// Template is the revision that the service describes.
 	Template  string     `json:"template"`
 	Traffic   []Share    `json:"traffic,omitempty"`

@@ -33,6 +33,8 @@ type Cluster struct {
 	owners   map[string]string // of heads
 	releases map[string]deployer.Release
 	services map[string]*service // by namespace/name
+	timers   map[string]*timer   // by scope and key
+	runs     map[string]jobRun
 }
 
 var _ deployer.Target = (*Cluster)(nil)
@@ -43,6 +45,10 @@ type Behaviour struct {
 	Delay   time.Duration
 	Failure *deployer.Failure
 	Refuse  *deployer.Failure // at preflight
+	// RefuseTimer is what every SetTimer for the unit returns.
+	RefuseTimer error
+	// Fails is how every run of the job ends.
+	Fails *deployer.Failure
 	// Answer replaces what it answers to a nonce; nil: the truth.
 	Answer func(deployer.Answer) (deployer.Answer, error)
 }
@@ -52,6 +58,7 @@ type service struct {
 	name      string
 	unit      string
 	epoch     int64
+	job       bool
 	template  string
 	traffic   []deployer.Share
 	revisions map[string]*revision
@@ -259,6 +266,10 @@ func (c *Cluster) Services(ctx context.Context, scope deployer.Scope) ([]deploye
 		if svc.scope != scope {
 			continue
 		}
+		if svc.job {
+			all = append(all, c.observedJob(svc))
+			continue
+		}
 		s := deployer.Service{
 			Name: svc.name, Unit: svc.unit, Owner: svc.scope.Owner, Epoch: svc.epoch,
 			URL: url(svc.name), Template: svc.template, Traffic: slices.Clone(svc.traffic),
@@ -284,6 +295,9 @@ func (c *Cluster) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec,
 	svc, err := c.write(ctx, f, s.Name)
 	if err != nil {
 		return err
+	}
+	if s.Job != nil {
+		return c.ensureJob(f, svc, s, name)
 	}
 	if svc == nil {
 		svc = &service{scope: f.Scope, name: s.Name, unit: s.Unit, epoch: f.Epoch, revisions: map[string]*revision{}}

@@ -158,3 +158,33 @@ func (d *Dying) RemoveService(ctx context.Context, f deployer.Fence, service str
 func (d *Dying) Logs(ctx context.Context, s deployer.Scope, service, revision string, n int) ([]string, error) {
 	return ask(d, "Logs", func() ([]string, error) { return d.Target.Logs(ctx, s, service, revision, n) })
 }
+
+// Timers implements deployer.Jobs.
+func (d *Dying) Timers(ctx context.Context, s deployer.Scope) ([]deployer.ObservedTimer, error) {
+	return ask(d, "Timers", func() ([]deployer.ObservedTimer, error) { return d.Target.Timers(ctx, s) })
+}
+
+// SetTimer implements deployer.Jobs.
+func (d *Dying) SetTimer(ctx context.Context, f deployer.Fence, t deployer.Timer, s deployer.Spec, revision string) error {
+	return d.call("SetTimer", func() error { return d.Target.SetTimer(ctx, f, t, s, revision) })
+}
+
+// RemoveTimer implements deployer.Jobs.
+func (d *Dying) RemoveTimer(ctx context.Context, f deployer.Fence, key string) error {
+	return d.call("RemoveTimer", func() error { return d.Target.RemoveTimer(ctx, f, key) })
+}
+
+// StartRun implements deployer.Jobs.
+func (d *Dying) StartRun(ctx context.Context, s deployer.Scope, u deployer.Spec, revision string, event []byte) (string, error) {
+	return ask(d, "StartRun", func() (string, error) { return d.Target.StartRun(ctx, s, u, revision, event) })
+}
+
+// FollowRun implements deployer.Jobs.
+func (d *Dying) FollowRun(ctx context.Context, s deployer.Scope, run string, out func(string)) (deployer.RunResult, error) {
+	return ask(d, "FollowRun", func() (deployer.RunResult, error) { return d.Target.FollowRun(ctx, s, run, out) })
+}
+
+// EndRuns implements deployer.Jobs.
+func (d *Dying) EndRuns(ctx context.Context, f deployer.Fence) error {
+	return d.call("EndRuns", func() error { return d.Target.EndRuns(ctx, f) })
+}

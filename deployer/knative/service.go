@@ -158,6 +158,9 @@ func (t *Target) writeOnce(ctx context.Context, f deployer.Fence, name string, c
 
 // Ensure implements [deployer.Units].
 func (t *Target) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec, revision string) error {
+	if s.Job != nil || s.Timed {
+		return fmt.Errorf("knative: unit %s: jobs and timers: %w", s.Unit, deployer.ErrPlanned)
+	}
 	_, err := t.write(ctx, f, s.Name, func(svc *servingv1.Service) (*servingv1.Service, error) {
 		rev, err := t.getRevision(ctx, f.Scope, s.Name, revision)
 		if err != nil {

@@ -395,6 +395,9 @@ func (s *Server) doEnsure(_ context.Context, in request) (reply, error) {
 	if err := u.Validate(); err != nil {
 		return reply{}, err
 	}
+	if u.Job != nil || u.Timed {
+		return reply{}, fmt.Errorf("unit %s: jobs and timers: %w", u.Unit, deployer.ErrPlanned)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change := func(rec *serviceRecord) error {
