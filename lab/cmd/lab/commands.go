@@ -341,7 +341,8 @@ func (p program) testPlan(ctx context.Context, args []string) (int, error) {
 func (p program) execute(ctx context.Context, tag string, plan tagged.Plan) (int, error) {
 	start := time.Now()
 	c, err := plan.Execute(ctx, p.stdout)
-	fmt.Fprintf(p.stdout, "%s: %d tests ran in %.0f s: %d passed, %d failed; %d skipped\n", tag, c.Ran(), time.Since(start).Seconds(), c.Passed, c.Failed, c.Skipped)
+	fmt.Fprintf(p.stdout, "%s: %d tests ran in %.0f s\n%s: %d passed, %d failed, %d skipped\n",
+		tag, c.Ran(), time.Since(start).Seconds(), tag, c.Passed, c.Failed, c.Skipped)
 	if errors.Is(err, tagged.ErrFailed) {
 		return 1, nil
 	}
