@@ -67,6 +67,17 @@ type Function struct {
 	// a unit whose functions disagree on one.
 	Environment map[string]string `json:"environment,omitempty"`
 	Routes      []Route           `json:"routes,omitempty"`
+	// Job says that the function is a job: alone in its unit, called once per
+	// process, with no port; see node/README.md for what it is told. Its
+	// TimeoutMs is the whole run's, 0 for no limit.
+	Job *Job `json:"job,omitempty"`
+}
+
+// Job is what a job is told about its run: how many processes must end well,
+// and how many of them run at once.
+type Job struct {
+	Completions int `json:"completions"`
+	Parallelism int `json:"parallelism"`
 }
 
 // Route sends requests to a function. Path is as in faas.yml, with the base

@@ -17,6 +17,8 @@ const { httpEvent, reply, sendReply } = require('./event');
 const { locate, load, mayWait, invoke } = require('./load');
 const { newContext, memoryLimitMB } = require('./context');
 const { Call } = require('./call');
+const { runJob } = require('./job');
+const { fire, isTimerCall, readTimer, timerEvent, timerCloudEvent } = require('./timer');
 
 const defaults = {
   bodyLimit: 6 << 20, // bytes, as the clouds we are compatible with
@@ -27,11 +29,13 @@ const defaults = {
 
 /**
  * Reads the environment, starts to listen, loads the unit and becomes ready.
- * Rejects with what kept it from that; the caller ends the process.
+ * Rejects with what kept it from that; the caller ends the process. With
+ * FAAS_FIRE it makes one call instead, with a job's unit it runs the job.
  *
  * @param {{env: object, cwd: string, home: string, logger: import('./log').Logger,
  *   guards: {exit: Function, starting: Function | null}}} options
  *   cwd is where handlers are, home where the adapter's own files are.
+ * @returns {Promise<number | undefined>} the exit code, where the work is done
  */
 async function start({ env, cwd, home, logger, guards }) {
   const began = Date.now();
@@ -39,6 +43,10 @@ async function start({ env, cwd, home, logger, guards }) {
     guards.starting = reject;
   });
   failed.catch(() => {}); // whoever races with it hears of it
+  if (env.FAAS_FIRE) {
+    logger.write('info', await Promise.race([fire(env), failed]));
+    return 0;
+  }
   const unit = parseUnit(env.FAAS_UNIT);
   const adapter = new Adapter({
     unit,
@@ -53,6 +61,7 @@ async function start({ env, cwd, home, logger, guards }) {
     },
     dir: cwd,
     lazy: env.FAAS_LOAD === 'lazy',
+    timerKey: env.FAAS_TIMER_KEY || '',
     limits: {
       bodyLimit: number(env, 'FAAS_BODY_LIMIT', defaults.bodyLimit),
       drainMs: number(env, 'FAAS_DRAIN_MS', defaults.drainMs),
@@ -61,18 +70,24 @@ async function start({ env, cwd, home, logger, guards }) {
     },
     logger,
   });
+  delete env.FAAS_TIMER_KEY; // no business of user code
   Object.assign(env, environmentOf(unit));
   logger.takeConsole(console);
+  if (unit.functions.some((f) => f.job)) {
+    await Promise.race([adapter.loadAll(), failed]);
+    return runJob({ adapter, env, logger, guards, failed });
+  }
   await Promise.race([adapter.listen(portOf(env), env.FAAS_HOST), failed]);
   onSignals(adapter, guards);
   await Promise.race([adapter.loadAll(), failed]);
   guards.starting = null;
   adapter.ready(Date.now() - began);
+  return undefined;
 }
 
 class Adapter {
-  constructor({ unit, facts, dir, lazy, limits, logger }) {
-    Object.assign(this, { unit, facts, lazy, limits, logger });
+  constructor({ unit, facts, dir, lazy, timerKey, limits, logger }) {
+    Object.assign(this, { unit, facts, lazy, timerKey, limits, logger });
     this.state = 'starting';
     this.router = new Router(unit.functions);
     this.calls = new Set();
@@ -212,12 +227,23 @@ class Adapter {
       this.answerNonce(req.headers['x-faas-nonce'], res, call);
       return;
     }
+    if (isTimerCall(req, this.timerKey)) {
+      await this.callTimer(req, res, call);
+      return;
+    }
     const match = this.router.find(req.method, urlPath);
     call.begin(match, req);
     const f = this.functions.get(match.fn.name);
     const body = await readBody(req, this.limits.bodyLimit);
+    await this.inSlot(f, call, (handler, context) => (f.fn.contract === 'http'
+      ? this.callHttp(handler, req, res, body, match, context)
+      : this.callEvent(handler, req, res, body, match, call, context)));
+  }
+
+  /** Waits for one of the function's slots and does the work in it. */
+  async inSlot(f, call, work) {
     call.queued = true;
-    const release = await this.slots.get(match.fn.name).acquire(call.signal);
+    const release = await this.slots.get(f.fn.name).acquire(call.signal);
     call.queued = false;
     if (call.decided) {
       release(); // nobody waits for it any more
@@ -226,14 +252,28 @@ class Adapter {
     const letGo = this.releaseIfAbandoned(call, release);
     try {
       const { handler } = await this.load(f);
-      const context = newContext(call, f.fn, this.facts, this.contextLogger);
-      await (f.fn.contract === 'http'
-        ? this.callHttp(handler, req, res, body, match, context)
-        : this.callEvent(handler, req, res, body, match, call, context));
+      await work(handler, newContext(call, f.fn, this.facts, this.contextLogger));
     } finally {
       letGo();
       release();
     }
+  }
+
+  /** A call by the clock. What the handler returns is nobody's; that it did is the answer. */
+  async callTimer(req, res, call) {
+    const timer = readTimer(await readBody(req, this.limits.bodyLimit));
+    const f = this.functions.get(timer.function);
+    if (!f || f.fn.contract !== 'event') {
+      throw new HttpError(404, 'NotFound', `this unit has no function ${timer.function} that a timer can call`);
+    }
+    call.begin({ fn: f.fn, route: { path: `timer ${timer.triggerName}`, timeoutMs: f.fn.timeoutMs } }, req);
+    await this.inSlot(f, call, async (handler, context) => {
+      context.cloudEvent = timerCloudEvent(timer);
+      await invoke(handler, [timerEvent(timer), context]);
+      if (call.decide()) {
+        res.status(204).finish(Buffer.alloc(0));
+      }
+    });
   }
 
   /**
@@ -318,9 +358,13 @@ class Adapter {
       this.logger.write('warn', `${this.calls.size} requests did not end within ${this.limits.drainMs} ms and were cut`);
       this.server.closeAllConnections();
     }
+    await this.runPreStop();
+    this.logger.write('info', 'stopped');
+  }
+
+  async runPreStop() {
     const hooks = [...this.hooks].filter(([, module]) => module.preStop);
     await Promise.all(hooks.map(([file, module]) => this.preStop(file, module)));
-    this.logger.write('info', 'stopped');
   }
 
   async preStop(file, module) {

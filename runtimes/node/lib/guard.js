@@ -17,12 +17,12 @@ const { StartError, describe } = require('./errors');
  * user code, and listens for errors nobody caught.
  *
  * @returns {{exit: (code: number) => never, starting: ((err: any) => void) | null}}
- *   exit is the real one; starting, while set, receives uncaught errors instead of the log.
+ *   exit is the real one; starting, while set, receives uncaught errors instead of the log; during names that time.
  */
 function installGuards(logger) {
   const realExit = process.exit.bind(process);
   const realKill = process.kill.bind(process);
-  const guards = { exit: realExit, starting: null };
+  const guards = { exit: realExit, starting: null, during: 'starting' };
 
   const refuse = (what) => {
     const err = new Error(`${what} was called: a function can not end the process it shares with others; throw an error instead`);
@@ -42,7 +42,7 @@ function installGuards(logger) {
     const d = describe(err);
     if (guards.starting) {
       const at = scope.getStore();
-      const e = new StartError(`${at ? `function ${at.functionName}: ` : ''}${kind} while starting: ${d.type}: ${d.message}`);
+      const e = new StartError(`${at ? `function ${at.functionName}: ` : ''}${kind} while ${guards.during}: ${d.type}: ${d.message}`);
       e.userStack = d.stack;
       guards.starting(e);
       return;

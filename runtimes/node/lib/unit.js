@@ -13,7 +13,8 @@ const defaultTimeoutMs = 60_000;
 /**
  * @typedef {{path: string, methods: string[], timeoutMs: number}} Route methods is empty for any
  * @typedef {{name: string, handler: string, files: string[], exportName: string, contract: 'event'|'http',
- *   timeoutMs: number, concurrency: number, environment: Object<string, string>, routes: Route[]}} Fn
+ *   timeoutMs: number, concurrency: number, environment: Object<string, string>, routes: Route[],
+ *   job: {completions: number, parallelism: number} | null}} Fn job's timeoutMs of 0 is no limit
  * @typedef {{name: string, functions: Fn[]}} Unit
  */
 
@@ -57,6 +58,9 @@ function parseUnit(text) {
     names.add(fn.name);
     unit.functions.push(fn);
   });
+  if (unit.functions.length > 1 && unit.functions.some((f) => f.job)) {
+    bad('functions', 'a job is alone in its unit');
+  }
   environmentOf(unit, bad);
   if (problems.length > 0) {
     throw new StartError(problems.join('\n'));
@@ -71,11 +75,21 @@ function parseFunction(f, at, bad) {
     files: [],
     exportName: '',
     contract: f.contract === undefined || f.contract === '' ? 'event' : f.contract,
-    timeoutMs: duration(f.timeoutMs, `${at}.timeoutMs`, bad) || defaultTimeoutMs,
+    timeoutMs: isMap(f.job) ? 0 : duration(f.timeoutMs, `${at}.timeoutMs`, bad) || defaultTimeoutMs,
     concurrency: count(f.concurrency, `${at}.concurrency`, bad),
     environment: {},
     routes: [],
+    job: null,
   };
+  if (isMap(f.job)) {
+    fn.job = { completions: count(f.job.completions, `${at}.job.completions`, bad) || 1, parallelism: count(f.job.parallelism, `${at}.job.parallelism`, bad) || 1 };
+    fn.timeoutMs = count(f.timeoutMs, `${at}.timeoutMs`, bad, Number.MAX_SAFE_INTEGER); // no timer of ours: the cluster ends the run
+    if (fn.contract !== 'event') {
+      bad(`${at}.contract`, `${JSON.stringify(fn.contract)} is not a contract of jobs; they know event`);
+    }
+  } else if (f.job != null) {
+    bad(`${at}.job`, 'must be an object');
+  }
   if (!contracts.includes(fn.contract)) {
     bad(`${at}.contract`, `${JSON.stringify(fn.contract)} is not a contract of this adapter; it knows ${contracts.join(', ')}`);
   }
