@@ -3,6 +3,7 @@ package knative
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,8 +20,9 @@ import (
 // evidence is what the cluster shows of a revision that is not Ready.
 type evidence struct {
 	revision *servingv1.Revision
+	scope    deployer.Scope
 	pods     []corev1.Pod
-	events   []corev1.Event // of the pods
+	events   []corev1.Event // of the pods, in any order
 	now      time.Time
 	// since says since when a container runs; nil: as the node says.
 	since func(*corev1.Pod, *corev1.ContainerStatus) time.Time
@@ -43,7 +45,7 @@ func diagnose(e evidence) (f *deployer.Failure, why string) {
 			why = podWhy
 		}
 	}
-	f, condWhy := conditions(e.revision)
+	f, condWhy := e.conditions()
 	if f != nil {
 		return f, ""
 	}
@@ -86,12 +88,13 @@ func podReady(p *corev1.Pod) bool {
 func (e evidence) pod(p *corev1.Pod) (*deployer.Failure, string) {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			// A pool of nodes may be growing.
-			return nil, "no node has room yet: " + oneLine(c.Message)
+			return nil, "no node has room yet" + e.growing(p) + ": " + oneLine(c.Message)
 		}
 	}
 	c := unitStatus(p)
 	switch {
+	case c == nil && p.Status.Reason != "":
+		return nil, "the node ended the pod, another one is made: " + strings.TrimSuffix(p.Status.Reason+": "+oneLine(p.Status.Message), ": ")
 	case c == nil:
 		return nil, "the pod is being made"
 	case podReady(p):
@@ -103,7 +106,7 @@ func (e evidence) pod(p *corev1.Pod) (*deployer.Failure, string) {
 		if u := unitContainer(e.revision.Spec.Containers); u != nil {
 			image = u.Image
 		}
-		return waiting(c.State.Waiting.Reason, c.State.Waiting.Message, image)
+		return e.waiting(p, c.State.Waiting.Reason, c.State.Waiting.Message, image)
 	case c.State.Running != nil:
 		since := c.State.Running.StartedAt.Time
 		if e.since != nil {
@@ -116,6 +119,169 @@ func (e evidence) pod(p *corev1.Pod) (*deployer.Failure, string) {
 		return nil, "started, not Ready yet"
 	}
 	return nil, "the pod is being made"
+}
+
+// latest is the newest event of the pod with one of the reasons; nil: none.
+func (e evidence) latest(p *corev1.Pod, reasons ...string) *corev1.Event {
+	var last *corev1.Event
+	for i := range e.events {
+		ev := &e.events[i]
+		if ev.InvolvedObject.UID == p.UID && slices.Contains(reasons, ev.Reason) && (last == nil || when(ev).After(when(last))) {
+			last = ev
+		}
+	}
+	return last
+}
+
+// when is the last time of the event, whichever way its writer says so.
+func when(ev *corev1.Event) time.Time {
+	switch {
+	case ev.Series != nil:
+		return ev.Series.LastObservedTime.Time
+	case !ev.LastTimestamp.IsZero():
+		return ev.LastTimestamp.Time
+	case !ev.EventTime.IsZero():
+		return ev.EventTime.Time
+	}
+	return ev.CreationTimestamp.Time
+}
+
+// growing is what the cluster's autoscaler says about a pod without a node;
+// empty: nothing.
+func (e evidence) growing(p *corev1.Pod) string {
+	switch ev := e.latest(p, "TriggeredScaleUp", "NotTriggerScaleUp", "NoScaleUp"); {
+	case ev == nil:
+		return ""
+	case ev.Reason == "TriggeredScaleUp":
+		return ", a node is being added"
+	default:
+		return ", and no node is being added (" + oneLine(ev.Message) + ")"
+	}
+}
+
+// waiting is a pod whose container has not been started. Why is partly said by
+// its events alone.
+func (e evidence) waiting(p *corev1.Pod, reason, msg, image string) (*deployer.Failure, string) {
+	if f := e.absent(msg); f != nil && reason == "CreateContainerConfigError" {
+		return f, ""
+	}
+	f, why := waiting(reason, msg, image)
+	if f != nil || reason != "ContainerCreating" && reason != "PodInitializing" {
+		return f, why
+	}
+	if ev := e.latest(p, "FailedMount"); ev != nil {
+		if f := e.absent(ev.Message); f != nil {
+			return f, ""
+		}
+		return nil, "its files can't be mounted yet: " + oneLine(ev.Message)
+	}
+	switch ev := e.latest(p, "Pulling", "Pulled", "Failed", "FailedCreatePodSandBox"); {
+	case ev == nil:
+	case ev.Reason == "Pulling" && e.now.Sub(when(ev)) >= slowPull:
+		why = fmt.Sprintf("the node is pulling the image, for more than %s now", e.now.Sub(when(ev)).Truncate(slowPull))
+	case ev.Reason == "Pulling":
+		why = "the node is pulling the image"
+	case ev.Reason == "FailedCreatePodSandBox":
+		why = "the node can't make the pod yet: " + oneLine(ev.Message)
+	}
+	return nil, why
+}
+
+// slowPull is the step in which a pull that takes long is told.
+const slowPull = 15 * time.Second
+
+var (
+	absentObject = regexp.MustCompile(`\b(secret|configmap) "([^"]+)" not found`)
+	absentKey    = regexp.MustCompile(`(?:couldn't find key|references non-existent (secret|config) key:?) ?([-._A-Za-z0-9]+)(?: in (Secret|ConfigMap) [^/ ]+/([-.a-z0-9]+))?`)
+)
+
+// absent recognises a Secret, ConfigMap or key that is not there; nil: the
+// message says something else.
+func (e evidence) absent(msg string) *deployer.Failure {
+	msg = oneLine(msg)
+	if m := absentObject.FindStringSubmatch(msg); m != nil {
+		source := deployer.SecretSource(m[2])
+		if m[1] == "configmap" {
+			source = deployer.ConfigSource(m[2])
+		}
+		name, key := e.reads(source, "")
+		return missingKey(e.scope, source, name, key, false, true)
+	}
+	m := absentKey.FindStringSubmatch(msg)
+	if m == nil {
+		return nil
+	}
+	source, exists := deployer.SecretSource(m[4]), true
+	if m[3] == "ConfigMap" || m[1] == "config" {
+		source = deployer.ConfigSource(m[4])
+	}
+	if m[4] == "" { // a volume's message names the key alone
+		source = e.holder(m[2], m[1] == "config")
+	}
+	name, _ := e.reads(source, m[2])
+	// Whose Secret it is does not show here; the preflight knows it.
+	return missingKey(e.scope, source, name, m[2], exists, true)
+}
+
+// reads is the name of faas.yml under which the revision reads a key of the
+// source, any key where it is empty, and that key.
+func (e evidence) reads(s deployer.Source, key string) (name, of string) {
+	for _, u := range e.uses() {
+		if u.source == s && (key == "" || u.ref.Key == key) {
+			return u.name, u.ref.Key
+		}
+	}
+	return "", key
+}
+
+// holder is the source from which the revision reads the key as a file.
+func (e evidence) holder(key string, config bool) deployer.Source {
+	for _, u := range e.uses() {
+		if u.ref.Key == key && u.ref.Path != "" && config == strings.HasPrefix(string(u.source), string(deployer.ConfigSource(""))) {
+			return u.source
+		}
+	}
+	if config {
+		return deployer.ConfigSource("of the unit")
+	}
+	return deployer.SecretSource("of the unit")
+}
+
+// uses are what the revision reads, as [template] wrote it.
+func (e evidence) uses() []use {
+	var all []use
+	add := func(source deployer.Source, name, key, path string) {
+		all = append(all, use{source: source, name: name, ref: deployer.Ref{Key: key, Path: path}})
+	}
+	if c := unitContainer(e.revision.Spec.Containers); c != nil {
+		for _, v := range c.Env {
+			switch {
+			case v.ValueFrom == nil:
+			case v.ValueFrom.SecretKeyRef != nil:
+				add(deployer.SecretSource(v.ValueFrom.SecretKeyRef.Name), v.Name, v.ValueFrom.SecretKeyRef.Key, "")
+			case v.ValueFrom.ConfigMapKeyRef != nil:
+				add(deployer.ConfigSource(v.ValueFrom.ConfigMapKeyRef.Name), v.Name, v.ValueFrom.ConfigMapKeyRef.Key, "")
+			}
+		}
+	}
+	for _, v := range e.revision.Spec.Volumes {
+		if v.Projected == nil {
+			continue
+		}
+		for _, p := range v.Projected.Sources {
+			switch {
+			case p.Secret != nil:
+				for _, i := range p.Secret.Items {
+					add(deployer.SecretSource(p.Secret.Name), strings.TrimPrefix(i.Path, secretFiles), i.Key, i.Path)
+				}
+			case p.ConfigMap != nil:
+				for _, i := range p.ConfigMap.Items {
+					add(deployer.ConfigSource(p.ConfigMap.Name), strings.TrimPrefix(i.Path, configFiles), i.Key, i.Path)
+				}
+			}
+		}
+	}
+	return all
 }
 
 func neverReady(limit time.Duration, more string) *deployer.Failure {
@@ -215,9 +381,6 @@ func waiting(reason, msg, image string) (*deployer.Failure, string) {
 	case "ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "InvalidImageName", "ErrImageNeverPull":
 		return pull(reason, msg, image)
 	case "CreateContainerConfigError":
-		if strings.Contains(msg, "secret") || strings.Contains(msg, "configmap") || strings.Contains(msg, "couldn't find key") {
-			return &deployer.Failure{Code: deployer.SecretMissing, Cause: msg, Next: "create it, or take it out of faas.yml"}, ""
-		}
 		f := unusable(msg)
 		if strings.Contains(msg, "runAsNonRoot") {
 			f.Next = "the image has to name a user other than root, by number"
@@ -263,7 +426,8 @@ var (
 )
 
 // conditions reads what Knative itself says of a revision without Ready pods.
-func conditions(r *servingv1.Revision) (*deployer.Failure, string) {
+func (e evidence) conditions() (*deployer.Failure, string) {
+	r := e.revision
 	why := "Knative is starting it"
 	for _, kind := range []string{"ContainerHealthy", "ResourcesAvailable", "Ready"} {
 		var reason, msg string
@@ -279,8 +443,8 @@ func conditions(r *servingv1.Revision) (*deployer.Failure, string) {
 		if f := quota(msg); f != nil {
 			return f, ""
 		}
-		if m := webhookDenied.FindStringSubmatch(msg[max(0, strings.Index(msg, "admission webhook")):]); m != nil && status == corev1.ConditionFalse {
-			return denied(m[1], m[2]), ""
+		if f := admission(msg); f != nil && status == corev1.ConditionFalse {
+			return f, ""
 		}
 		if status != corev1.ConditionFalse {
 			continue
@@ -295,6 +459,9 @@ func conditions(r *servingv1.Revision) (*deployer.Failure, string) {
 		case "FailedCreate":
 			return &deployer.Failure{Code: deployer.Denied, Cause: "the cluster does not make its pod: " + msg, Next: "this is a rule of the cluster; the platform team can say what it wants"}, ""
 		default:
+			if f := e.absent(msg); f != nil && reason == "CreateContainerConfigError" {
+				return f, ""
+			}
 			if f, w := waiting(reason, msg, specImage(r)); f != nil {
 				return f, ""
 			} else if msg != "" {
@@ -342,10 +509,8 @@ func uncreated(svc *servingv1.Service) (*deployer.Failure, string) {
 	if f := quota(msg); f != nil {
 		return f, ""
 	}
-	if i := strings.Index(msg, "admission webhook"); i >= 0 {
-		if m := webhookDenied.FindStringSubmatch(msg[i:]); m != nil {
-			return denied(m[1], strings.TrimSuffix(m[2], ".")), ""
-		}
+	if f := admission(msg); f != nil {
+		return f, ""
 	}
 	if strings.Contains(msg, "already exists") {
 		return nil, why + ": " + msg // another one of that name is being removed

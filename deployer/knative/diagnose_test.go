@@ -25,7 +25,10 @@ var noon = time.Date(2025, 6, 1, 12, 0, 0, 0, time.UTC)
 
 func starting(t *testing.T, conditions ...apis.Condition) *servingv1.Revision {
 	t.Helper()
-	tmpl, err := template(scope, spec(t), "shop-main-1", time.Minute)
+	s := spec(t)
+	s.Secrets = map[string]deployer.Ref{"DB_PASSWORD": {Name: "db", Key: "password"}, "CA": {Name: "certs", Key: "ca.pem", Path: "/etc/shop/ca.pem"}}
+	s.Config = map[string]deployer.Ref{"LIMIT": {Name: "limits", Key: "max"}}
+	tmpl, err := template(scope, s, "shop-main-1", time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +75,13 @@ func TestDiagnose(t *testing.T) {
 	False := func(kind, reason, msg string) apis.Condition {
 		return apis.Condition{Type: apis.ConditionType(kind), Status: corev1.ConditionFalse, Reason: reason, Message: msg}
 	}
+	event := func(reason, msg string, ago time.Duration) corev1.Event {
+		return corev1.Event{InvolvedObject: corev1.ObjectReference{UID: "u1"}, Reason: reason, Message: msg, LastTimestamp: metav1.NewTime(noon.Add(-ago))}
+	}
+	creating := []corev1.Pod{pod(isWaiting("ContainerCreating", ""), none)}
+	growing := *unscheduled.DeepCopy()
+	growing.UID = "u1"
+	evicted := corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "The node was low on resource: memory."}}
 	killed := corev1.Event{InvolvedObject: corev1.ObjectReference{UID: "u1"}, Reason: "Killing", Message: "Container function failed liveness probe, will be restarted"}
 	for name, c := range map[string]struct {
 		pods   []corev1.Pod
@@ -79,6 +89,7 @@ func TestDiagnose(t *testing.T) {
 		conds  []apis.Condition
 		code   deployer.Code // empty: still waiting
 		says   string        // in cause or why
+		next   string
 	}{
 		"nothing yet":   {says: "Knative is starting it"},
 		"no node":       {pods: []corev1.Pod{unscheduled}, conds: []apis.Condition{False("ResourcesAvailable", "Unschedulable", "0/3 nodes")}, says: "no node has room yet: 0/3 nodes are available"},
@@ -100,7 +111,22 @@ func TestDiagnose(t *testing.T) {
 		"refused":       {pods: []corev1.Pod{pod(isWaiting("ErrImagePull", "pull access denied, repository does not exist or may require authorization: authorization failed"), none)}, code: deployer.ImageUnauthorized, says: "refuses the cluster"},
 		"platform":      {pods: []corev1.Pod{pod(isWaiting("ErrImagePull", "no match for platform in manifest"), none)}, code: deployer.ImageUnusable, says: "no match for platform"},
 		"registry slow": {pods: []corev1.Pod{pod(isWaiting("ImagePullBackOff", `Back-off pulling image "`+image+`": dial tcp: i/o timeout`), none)}, says: "trying again"},
-		"secret":        {pods: []corev1.Pod{pod(isWaiting("CreateContainerConfigError", `secret "db" not found`), none)}, code: deployer.SecretMissing, says: `secret "db" not found`},
+		"secret":        {pods: []corev1.Pod{pod(isWaiting("CreateContainerConfigError", `secret "db" not found`), none)}, code: deployer.SecretMissing, says: "there is no secret db, which DB_PASSWORD reads", next: "faas secret set DB_PASSWORD --env prod"},
+		"key":           {pods: []corev1.Pod{pod(isWaiting("CreateContainerConfigError", "couldn't find key password in Secret team/db"), none)}, code: deployer.SecretMissing, says: "secret db has no key password, which DB_PASSWORD reads", next: "faas secret set DB_PASSWORD --env prod"},
+		"config":        {pods: []corev1.Pod{pod(isWaiting("CreateContainerConfigError", "couldn't find key max in ConfigMap team/limits"), none)}, code: deployer.ConfigMissing, says: "config map limits has no key max, which LIMIT reads", next: "add key max to config map limits"},
+		"no config":     {pods: []corev1.Pod{pod(isWaiting("CreateContainerConfigError", `configmap "limits" not found`), none)}, code: deployer.ConfigMissing, says: "there is no config map limits"},
+		"secret, later": {conds: []apis.Condition{False("ResourcesAvailable", "CreateContainerConfigError", `secret "db" not found`)}, code: deployer.SecretMissing, says: "there is no secret db"},
+		"file":          {pods: creating, events: []corev1.Event{event("FailedMount", `MountVolume.SetUp failed for volume "faas-files" : secret "certs" not found`, 0)}, code: deployer.SecretMissing, says: "there is no secret certs, which CA reads", next: "faas secret set CA --env prod"},
+		"file's key":    {pods: creating, events: []corev1.Event{event("FailedMount", `MountVolume.SetUp failed for volume "faas-files" : references non-existent secret key: ca.pem`, 0)}, code: deployer.SecretMissing, says: "secret certs has no key ca.pem, which CA reads"},
+		"mount":         {pods: creating, events: []corev1.Event{event("FailedMount", "timed out", 0)}, says: "can't be mounted yet: timed out"},
+		"pull":          {pods: creating, events: []corev1.Event{event("Scheduled", "", 0), event("Pulling", "", time.Second)}, says: "the node is pulling the image"},
+		"slow pull":     {pods: creating, events: []corev1.Event{event("Pulling", "", 50*time.Second)}, says: "pulling the image, for more than 45s now"},
+		"pulled":        {pods: creating, events: []corev1.Event{event("Pulling", "", 50*time.Second), event("Pulled", "", time.Second)}, says: "making the container"},
+		"pool grows":    {pods: []corev1.Pod{growing}, events: []corev1.Event{event("NotTriggerScaleUp", "x", time.Minute), event("TriggeredScaleUp", "pool 1→2", 0)}, says: "no node has room yet, a node is being added: 0/3"},
+		"pool is full":  {pods: []corev1.Pod{growing}, events: []corev1.Event{event("NotTriggerScaleUp", "max node group size reached", 0)}, says: "no node is being added (max node group size reached)"},
+		"evicted":       {pods: []corev1.Pod{evicted}, says: "the node ended the pod, another one is made: Evicted"},
+		"pod security":  {conds: []apis.Condition{False("ResourcesAvailable", "FailedCreate", `pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true`)}, code: deployer.Denied, says: "Pod Security level restricted:latest refuses it"},
+		"admission":     {conds: []apis.Condition{False("ResourcesAvailable", "FailedCreate", `pods "x" is forbidden: ValidatingAdmissionPolicy 'images' with binding 'all' denied request: image prefix`)}, code: deployer.Denied, says: "policy images refuses it: image prefix"},
 		"root":          {pods: []corev1.Pod{pod(isWaiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"), none)}, code: deployer.ImageUnusable, says: "runAsNonRoot"},
 		"quota":         {conds: []apis.Condition{False("ResourcesAvailable", "FailedCreate", `pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=2, limited: pods=2`)}, code: deployer.Quota, says: "quota small allows pods=2"},
 		"pod policy":    {conds: []apis.Condition{False("ResourcesAvailable", "FailedCreate", `admission webhook "policy.example" denied the request: no labels`)}, code: deployer.Denied, says: "policy.example refuses it: no labels"},
@@ -110,13 +136,13 @@ func TestDiagnose(t *testing.T) {
 		"name in use":   {conds: []apis.Condition{False("ResourcesAvailable", "NotOwned", "There is an existing Deployment that we do not own.")}, says: "existing Deployment"},
 		"pull, later":   {conds: []apis.Condition{False("ResourcesAvailable", "ImagePullBackOff", "not found")}, code: deployer.ImageMissing, says: "has no image"},
 	} {
-		f, why := diagnose(evidence{revision: starting(t, c.conds...), pods: c.pods, events: c.events, now: noon})
+		f, why := diagnose(evidence{revision: starting(t, c.conds...), scope: scope, pods: c.pods, events: c.events, now: noon})
 		var code deployer.Code
 		said := why
 		if f != nil {
 			code, said = f.Code, f.Cause
-			if f.Next == "" {
-				t.Errorf("%s: nothing to do next", name)
+			if f.Next == "" || !strings.HasPrefix(f.Next, c.next) {
+				t.Errorf("%s: next %q, want %q", name, f.Next, c.next)
 			}
 			if code == deployer.Crash && strings.Contains(name, "crash") && !slices.Contains(f.Logs, "boom") {
 				t.Errorf("%s: logs %q; want the last words", name, f.Logs)
@@ -192,10 +218,11 @@ func TestAPIError(t *testing.T) {
 		"credentials": {err: status(401, metav1.StatusReasonUnauthorized, "Unauthorized", nil), code: deployer.Denied, says: "does not accept our credentials"},
 		"rights": {err: status(403, metav1.StatusReasonForbidden, `services.serving.knative.dev "a" is forbidden: User "system:serviceaccount:x:ci" cannot update resource "services" in API group "serving.knative.dev" in the namespace "x"`, nil),
 			code: deployer.Denied, says: "system:serviceaccount:x:ci may not update services.serving.knative.dev in namespace x"},
-		"quota":    {err: status(403, metav1.StatusReasonForbidden, `configmaps "a" is forbidden: exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=9, limited: count/configmaps=9`, nil), code: deployer.Quota, says: "needed count/configmaps=1 more"},
-		"knative":  {err: status(400, metav1.StatusReasonBadRequest, "admission webhook \"validation.webhook.serving.knative.dev\" denied the request: validation failed: expected 0 <= 99 <= 1: spec\n", nil), code: deployer.Denied, says: "refuses it: expected 0 <= 99 <= 1: spec"},
-		"policy":   {err: status(403, metav1.StatusReasonForbidden, `admission webhook "policy.example" denied the request: image prefix`, nil), code: deployer.Denied, says: "policy.example refuses it: image prefix"},
-		"anything": {err: status(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "bad name", nil), says: "bad name"},
+		"quota":      {err: status(403, metav1.StatusReasonForbidden, `configmaps "a" is forbidden: exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=9, limited: count/configmaps=9`, nil), code: deployer.Quota, says: "needed count/configmaps=1 more"},
+		"knative":    {err: status(400, metav1.StatusReasonBadRequest, "admission webhook \"validation.webhook.serving.knative.dev\" denied the request: validation failed: expected 0 <= 99 <= 1: spec\n", nil), code: deployer.Denied, says: "refuses it: expected 0 <= 99 <= 1: spec"},
+		"cel policy": {err: status(403, metav1.StatusReasonForbidden, `services.serving.knative.dev "a" is forbidden: ValidatingAdmissionPolicy 'images' with binding 'all' denied request: image prefix`, nil), code: deployer.Denied, says: "policy images refuses it: image prefix"},
+		"policy":     {err: status(403, metav1.StatusReasonForbidden, `admission webhook "policy.example" denied the request: image prefix`, nil), code: deployer.Denied, says: "policy.example refuses it: image prefix"},
+		"anything":   {err: status(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "bad name", nil), says: "bad name"},
 	} {
 		got := apiError("do it", c.err)
 		if c.is != nil && !errors.Is(got, c.is) {
@@ -219,11 +246,23 @@ func TestTooMuch(t *testing.T) {
 		q.Status.Used = corev1.ResourceList{corev1.ResourceLimitsMemory: resource.MustParse(used)}
 		return q
 	}
-	if err := tooMuch(quota("512Mi", "256Mi"), []deployer.Spec{u}); err != nil {
-		t.Errorf("what fits just so: %v", err)
-	}
-	err := tooMuch(quota("512Mi", "257Mi"), []deployer.Spec{u})
-	if all := deployer.Failures(err); len(all) != 1 || all[0].Code != deployer.Quota || !strings.Contains(all[0].Cause, "quota small") || !strings.Contains(all[0].Cause, "limits.memory=256Mi") {
-		t.Errorf("what doesn't: %v", err)
+	for name, c := range map[string]struct {
+		hard, used string
+		running    int64
+		need       string // empty: it fits
+	}{
+		"just so":                       {"512Mi", "256Mi", 0, ""},
+		"one byte short":                {"512Mi", "257Mi", 0, "256Mi"},
+		"the new one as wide as live":   {"768Mi", "384Mi", 3, ""},
+		"no room for as many":           {"767Mi", "384Mi", 3, "384Mi"},
+		"more run than maxScale allows": {"1408Mi", "768Mi", 9, ""},
+	} {
+		f := tooMuch(quota(c.hard, c.used), []deployer.Spec{u}, map[string]int64{u.Name: c.running})
+		switch {
+		case (f == nil) != (c.need == ""):
+			t.Errorf("%s: %v", name, f)
+		case f != nil && (f.Code != deployer.Quota || f.Next == "" || !strings.Contains(f.Cause, "quota small") || !strings.Contains(f.Cause, "limits.memory="+c.need)):
+			t.Errorf("%s: %v", name, f)
+		}
 	}
 }

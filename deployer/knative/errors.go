@@ -40,7 +40,9 @@ func apiError(what string, err error) error {
 }
 
 var (
-	webhookDenied = regexp.MustCompile(`^admission webhook "([^"]+)" denied the request(?:: )?(?s:(.*))$`)
+	webhookDenied = regexp.MustCompile(`admission webhook "([^"]+)" denied the request(?:: )?(?s:(.*))$`)
+	policyDenied  = regexp.MustCompile(`ValidatingAdmissionPolicy '([^']+)' with binding '[^']*' denied request: (?s:(.*))$`)
+	podSecurity   = regexp.MustCompile(`violates PodSecurity "([^"]+)": (?s:(.*))$`)
 	rbacDenied    = regexp.MustCompile(`User "([^"]*)" cannot (\w+) resource "([^"]+)"(?: in API group "([^"]*)")?(?:.* in the namespace "([^"]*)")?`)
 	quotaExceeded = regexp.MustCompile(`exceeded quota: ([^,]+), requested: (.*), used: (.*), limited: (.*)$`)
 	quotaNeeds    = regexp.MustCompile(`failed quota: ([^:]+): must specify (.*)$`)
@@ -53,8 +55,8 @@ func refusal(what string, s metav1.Status) *deployer.Failure {
 	if f := quota(msg); f != nil {
 		return f
 	}
-	if m := webhookDenied.FindStringSubmatch(msg); m != nil {
-		return denied(m[1], m[2])
+	if f := admission(msg); f != nil {
+		return f
 	}
 	switch {
 	case s.Code == http.StatusUnauthorized:
@@ -97,6 +99,22 @@ func missingRights(namespace, user string, rights []string) *deployer.Failure {
 	}
 }
 
+// admission recognises what the cluster's rules say, wherever it stands in the
+// message; nil: they said nothing.
+func admission(msg string) *deployer.Failure {
+	const next = "this is a rule of the cluster; the platform team can say what it wants"
+	if m := webhookDenied.FindStringSubmatch(msg); m != nil {
+		return denied(m[1], strings.TrimSuffix(m[2], "."))
+	}
+	if m := policyDenied.FindStringSubmatch(msg); m != nil {
+		return &deployer.Failure{Code: deployer.Denied, Cause: fmt.Sprintf("the cluster's policy %s refuses it: %s", m[1], oneLine(m[2])), Next: next}
+	}
+	if m := podSecurity.FindStringSubmatch(msg); m != nil {
+		return &deployer.Failure{Code: deployer.Denied, Cause: fmt.Sprintf("the namespace's Pod Security level %s refuses it: %s", m[1], oneLine(m[2])), Next: next}
+	}
+	return nil
+}
+
 func denied(webhook, why string) *deployer.Failure {
 	why = oneLine(strings.TrimPrefix(why, "validation failed: "))
 	f := &deployer.Failure{Code: deployer.Denied, Cause: fmt.Sprintf("the cluster's webhook %s refuses it: %s", webhook, why), Next: "this is a rule of the cluster; the platform team can say what it wants"}
@@ -109,15 +127,16 @@ func denied(webhook, why string) *deployer.Failure {
 // quota recognises an exceeded quota, wherever the message stands; nil: it is
 // none.
 func quota(msg string) *deployer.Failure {
-	const next = "make room in the namespace (old revisions, scale) or ask the platform team for more; live and new run together during a deploy"
 	if m := quotaExceeded.FindStringSubmatch(oneLine(msg)); m != nil {
-		return &deployer.Failure{Code: deployer.Quota, Cause: fmt.Sprintf("no room: quota %s allows %s, used are %s, needed %s more", m[1], m[4], m[3], m[2]), Next: next}
+		return &deployer.Failure{Code: deployer.Quota, Cause: fmt.Sprintf("no room: quota %s allows %s, used are %s, needed %s more", m[1], m[4], m[3], m[2]), Next: quotaNext}
 	}
 	if m := quotaNeeds.FindStringSubmatch(oneLine(msg)); m != nil {
 		return &deployer.Failure{Code: deployer.Quota, Cause: fmt.Sprintf("quota %s wants the unit to say its %s", m[1], m[2]), Next: "set memory and cpu in faas.yml"}
 	}
 	return nil
 }
+
+const quotaNext = "make room in the namespace (old revisions, scale) or ask the platform team for more; live and new run together during a deploy"
 
 // qualified is resource.group, as kubectl writes it.
 func qualified(resource, apiGroup string) string {

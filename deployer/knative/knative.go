@@ -76,6 +76,8 @@ type Target struct {
 	meta  metadata.Interface
 	serve serving.ServingV1Interface
 	units *http.Client
+	// inside reaches units that are internal, where this process may.
+	inside *http.Client
 }
 
 var _ deployer.Target = (*Target)(nil)
@@ -133,7 +135,7 @@ func New(c Config) (*Target, error) {
 	t.Probe = cmp.Or(t.Probe, 10*time.Second)
 	t.Image = cmp.Or(t.Image, 10*time.Second)
 	c.Namespace = cmp.Or(c.Namespace, "default")
-	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c)}, nil
+	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c), inside: insideClient(c)}, nil
 }
 
 // namespace is where the scope lives.

@@ -57,7 +57,7 @@ func (t *Target) Logs(ctx context.Context, scope deployer.Scope, service, revisi
 		if rev == nil {
 			return nil, fmt.Errorf("knative: revision %s: %w", revision, deployer.ErrNotFound)
 		}
-		if f, _ := conditions(rev); f != nil {
+		if f, _ := (evidence{revision: rev, scope: scope}).conditions(); f != nil {
 			return f.Logs[max(0, len(f.Logs)-n):], nil // Knative keeps its last words
 		}
 	}

@@ -72,7 +72,7 @@ func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer
 			if r.Labels[knserving.ServiceLabelKey] != svc.Name || r.DeletionTimestamp != nil {
 				continue
 			}
-			e := evidence{revision: &r, pods: pods[r.Name], now: time.Now()}
+			e := evidence{revision: &r, scope: scope, pods: pods[r.Name], now: time.Now()}
 			if !r.IsReady() {
 				e.events = t.podEvents(ctx, scope, e.pods)
 			}
@@ -195,7 +195,7 @@ func sameShares(a, b []servingv1.TrafficTarget) bool {
 func (t *Target) WaitReady(ctx context.Context, scope deployer.Scope, service, revision string, progress func(why string)) (deployer.Revision, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	changed := t.watch(ctx, scope, revisions(revision), podsOf(revision), routes(service), services(service))
+	changed := t.watch(ctx, scope, revisions(revision), podsOf(revision), eventsOf(revision), routes(service), services(service))
 	w := waiter{t: t, scope: scope, service: service, revision: revision, running: map[string]time.Time{}}
 	said := ""
 	for {
@@ -228,6 +228,8 @@ type waiter struct {
 	// running says since when, by our own clock, a container runs without
 	// being Ready, by pod and number of starts.
 	running map[string]time.Time
+	// ready says since when the revision is Ready and only the route is not.
+	ready time.Time
 }
 
 // look reads everything afresh: the revision when it can answer, else why
@@ -256,7 +258,7 @@ func (w *waiter) look(ctx context.Context) (rev deployer.Revision, why string, e
 		if err != nil {
 			return rev, "", err
 		}
-		e := evidence{revision: r, pods: pods, now: time.Now(), events: w.t.podEvents(ctx, w.scope, pods), since: w.since}
+		e := evidence{revision: r, scope: w.scope, pods: pods, now: time.Now(), events: w.t.podEvents(ctx, w.scope, pods), since: w.since}
 		f, why := diagnose(e)
 		if f != nil {
 			return rev, "", about(svcUnit(svc), w.revision, f)
@@ -265,6 +267,12 @@ func (w *waiter) look(ctx context.Context) (rev deployer.Revision, why string, e
 	}
 	if tagOf(w.revision, svc.Spec.Traffic) != "" {
 		if why := routed(svc, route); why != "" {
+			if w.ready.IsZero() {
+				w.ready = time.Now()
+			}
+			if limit := w.t.cfg.Times.Route; time.Since(w.ready) > limit {
+				return rev, "", about(svcUnit(svc), w.revision, ingressLate(limit, why))
+			}
 			return rev, why, nil
 		}
 	}
@@ -299,7 +307,7 @@ func (t *Target) podEvents(ctx context.Context, scope deployer.Scope, pods []cor
 	var all []corev1.Event
 	for _, p := range pods {
 		c := unitStatus(&p)
-		if c == nil || ended(c) == nil {
+		if p.DeletionTimestamp != nil || c != nil && c.State.Running != nil && ended(c) == nil {
 			continue
 		}
 		list, err := once(ctx, t, "read events of "+p.Name, func(ctx context.Context) (*corev1.EventList, error) {

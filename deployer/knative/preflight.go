@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kn "knative.dev/client/pkg/serving/v1"
+	knserving "knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -42,7 +43,7 @@ func Rights() []Right {
 		{Resource: "configmaps", Verbs: []string{"get", "list", "create", "delete"}},
 		{Resource: "pods", Verbs: []string{"list", "watch"}},
 		{Resource: "pods", Subresource: "log", Verbs: []string{"get"}},
-		{Resource: "events", Verbs: []string{"list"}},
+		{Resource: "events", Verbs: []string{"list", "watch"}},
 		{Resource: "resourcequotas", Verbs: []string{"list"}},
 		// Only versions and names of keys are looked at; Kubernetes has no
 		// smaller right for that.
@@ -68,64 +69,113 @@ func (r Right) name() string {
 // a namespace object that only administrators may read.
 func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []deployer.Spec) error {
 	ns := t.namespace(scope)
-	var mu sync.Mutex
-	var found []error
-	add := func(err error) {
-		if err != nil {
-			mu.Lock()
-			found = append(found, err)
-			mu.Unlock()
-		}
-	}
 	if _, err := t.Head(ctx, scope); err != nil && len(deployer.Failures(err)) == 0 {
 		return err // foreign, or not available
 	}
-	if err := t.rights(ctx, ns); err != nil {
-		if len(deployer.Failures(err)) == 0 {
-			return err
-		}
-		add(err)
+	missing, err := t.rights(ctx, ns)
+	if err != nil {
+		return err
 	}
-	_, err := once(ctx, t, "read namespace "+ns, func(ctx context.Context) (*corev1.Namespace, error) {
+	_, err = once(ctx, t, "read namespace "+ns, func(ctx context.Context) (*corev1.Namespace, error) {
 		return t.kube.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
 	})
 	if errors.Is(err, deployer.ErrNotFound) || slices.ContainsFunc(deployer.Failures(err), func(f *deployer.Failure) bool { return f.Code == deployer.NamespaceMissing }) {
 		return noNamespace(ns) // nothing else can be asked for
 	}
-	if len(found) > 0 {
-		return errors.Join(found...)
+	var found []error
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		found = append(found, missingRights(ns, "", missing))
 	}
-	for _, u := range units {
-		if _, err := t.getService(ctx, scope, u.Name); err != nil {
+	// What needs a right that is missing can't be looked at yet.
+	may := func(rights ...string) bool {
+		return !slices.ContainsFunc(rights, func(r string) bool { return slices.Contains(missing, r) })
+	}
+	if len(units) > 0 && may("list "+servingServices) {
+		if err := t.names(ctx, scope, units); err != nil {
 			return err
 		}
 	}
-	fresh, err := t.fresh(ctx, scope, units)
-	if err != nil {
+	fresh, running := units, map[string]int64{}
+	if may("list revisions.serving.knative.dev") {
+		if fresh, running, err = t.fresh(ctx, scope, units); err != nil {
+			return err
+		}
+	}
+	checks := []func() ([]*deployer.Failure, error){
+		func() ([]*deployer.Failure, error) { return t.images(ctx, fresh), nil },
+	}
+	if may("get secrets", "get configmaps") {
+		checks = append(checks, func() ([]*deployer.Failure, error) { return t.missingKeys(ctx, scope, units) })
+	}
+	if may("list resourcequotas") {
+		checks = append(checks, func() ([]*deployer.Failure, error) { return t.room(ctx, ns, fresh, running) })
+	}
+	if may("get "+servingServices, "create "+servingServices, "update "+servingServices) {
+		checks = append(checks, func() ([]*deployer.Failure, error) { return t.rehearse(ctx, scope, fresh) })
+	}
+	results := make([][]*deployer.Failure, len(checks))
+	var group errgroup.Group
+	for i, check := range checks {
+		group.Go(func() (err error) { results[i], err = check(); return err })
+	}
+	if err := group.Wait(); err != nil {
 		return err
 	}
-	var group errgroup.Group
-	group.SetLimit(parallel)
-	for _, u := range fresh {
-		group.Go(func() error { add(t.image(ctx, u)); return nil })
-	}
-	_ = group.Wait() // the functions keep their errors themselves
-	add(t.room(ctx, ns, fresh))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	for _, f := range slices.Concat(results...) {
+		// The rehearsal meets a quota too, and counts only one pod.
+		if !slices.ContainsFunc(found, func(e error) bool { return sameTrouble(e, f) }) {
+			found = append(found, f)
+		}
 	}
 	return errors.Join(found...)
 }
 
-// rights reads our rules in one request, and asks the cluster itself about
-// what they do not show: not every authorizer can list its rules.
-func (t *Target) rights(ctx context.Context, ns string) error {
+const servingServices = "services.serving.knative.dev"
+
+// sameTrouble reports whether err has told what f says.
+func sameTrouble(err error, f *deployer.Failure) bool {
+	return slices.ContainsFunc(deployer.Failures(err), func(had *deployer.Failure) bool {
+		return had.Code == deployer.Quota && f.Code == deployer.Quota || had.Code == f.Code && had.Cause == f.Cause
+	})
+}
+
+// names refuses units whose Services are somebody else's. One look at the
+// names and labels in the namespace answers for all of them.
+func (t *Target) names(ctx context.Context, scope deployer.Scope, units []deployer.Spec) error {
+	list, err := read(ctx, t, "list services", func(ctx context.Context) (*metav1.PartialObjectMetadataList, error) {
+		return t.meta.Resource(servingv1.SchemeGroupVersion.WithResource("services")).Namespace(t.namespace(scope)).List(ctx, metav1.ListOptions{})
+	})
+	if err != nil {
+		return err
+	}
+	labels := map[string]map[string]string{}
+	for _, m := range list.Items {
+		labels[m.Name] = m.Labels
+	}
+	for _, u := range units {
+		if have, there := labels[u.Name]; there {
+			if err := ours(scope, "service", u.Name, have); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rights are those that we lack: "get secrets". It reads our rules in one
+// request, and asks the cluster itself about what they do not show: not every
+// authorizer can list its rules.
+func (t *Target) rights(ctx context.Context, ns string) ([]string, error) {
 	review := &authorization.SelfSubjectRulesReview{Spec: authorization.SelfSubjectRulesReviewSpec{Namespace: ns}}
 	rules, err := read(ctx, t, "read our rights", func(ctx context.Context) (*authorization.SelfSubjectRulesReview, error) {
 		return t.kube.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx, review, metav1.CreateOptions{})
 	})
 	if errors.Is(err, deployer.ErrUnavailable) || ctx.Err() != nil {
-		return err
+		return nil, err
 	}
 	var shown []authorization.ResourceRule
 	if err == nil {
@@ -151,14 +201,7 @@ func (t *Target) rights(ctx context.Context, ns string) error {
 			})
 		}
 	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	if len(missing) > 0 {
-		slices.Sort(missing)
-		return missingRights(ns, "", missing)
-	}
-	return nil
+	return missing, group.Wait()
 }
 
 // within reports whether the rule grants the right on all objects.
@@ -185,10 +228,10 @@ func (t *Target) may(ctx context.Context, ns string, r Right, verb string) (bool
 }
 
 // fresh are the units whose content no revision has yet: only they need their
-// image and room.
-func (t *Target) fresh(ctx context.Context, scope deployer.Scope, units []deployer.Spec) ([]deployer.Spec, error) {
+// image and room. running are the pods that each Service runs now.
+func (t *Target) fresh(ctx context.Context, scope deployer.Scope, units []deployer.Spec) (fresh []deployer.Spec, running map[string]int64, err error) {
 	if len(units) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	var with []kn.ListConfig
 	for k, v := range scopeLabels(scope) {
@@ -198,20 +241,51 @@ func (t *Target) fresh(ctx context.Context, scope deployer.Scope, units []deploy
 		return t.knative(scope).ListRevisions(ctx, with...)
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	have := map[string]bool{}
+	running = map[string]int64{}
 	for _, r := range revs.Items {
 		if r.IsReady() {
 			have[r.Annotations[AnnotationHash]] = true
 		}
+		if n := r.Status.ActualReplicas; n != nil {
+			of := r.Labels[knserving.ServiceLabelKey]
+			running[of] = max(running[of], int64(*n))
+		}
 	}
-	return slices.DeleteFunc(slices.Clone(units), func(u deployer.Spec) bool { return have[u.Hash()] }), nil
+	return slices.DeleteFunc(slices.Clone(units), func(u deployer.Spec) bool { return have[u.Hash()] }), running, nil
+}
+
+// images looks whether the registry has the units' images.
+func (t *Target) images(ctx context.Context, units []deployer.Spec) []*deployer.Failure {
+	var mu sync.Mutex
+	var missing []*deployer.Failure
+	var group errgroup.Group
+	group.SetLimit(parallel)
+	asked := map[string]bool{}
+	for _, u := range units {
+		if asked[u.Image.String()] {
+			continue
+		}
+		asked[u.Image.String()] = true
+		group.Go(func() error {
+			if f := t.image(ctx, u); f != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				missing = append(missing, f)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // there are none but failures
+	slices.SortFunc(missing, func(a, b *deployer.Failure) int { return strings.Compare(a.Unit, b.Unit) })
+	return missing
 }
 
 // image looks whether the registry has the unit's image. Only a plain no
 // counts: the nodes may have rights and ways that this job lacks.
-func (t *Target) image(ctx context.Context, u deployer.Spec) error {
+func (t *Target) image(ctx context.Context, u deployer.Spec) *deployer.Failure {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Times.Image)
 	defer cancel()
 	o := []remote.Option{remote.WithContext(ctx)}
@@ -226,40 +300,53 @@ func (t *Target) image(ctx context.Context, u deployer.Spec) error {
 	_, err := remote.Head(u.Image, o...)
 	var answer *transport.Error
 	if errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
-		return about(u.Unit, "", missingImage(u.Image.String(), u.Image.RegistryStr()))
+		f := missingImage(u.Image.String(), u.Image.RegistryStr())
+		f.Unit = u.Unit
+		return f
 	}
 	return nil
 }
 
-// room compares what the new revisions' first pods need with the namespace's
-// quotas. Live and new run at the same time.
-func (t *Target) room(ctx context.Context, ns string, units []deployer.Spec) error {
+// room compares what the new revisions' pods need with the namespace's
+// quotas. Live and new run at the same time, and the new one takes over with
+// as many pods as the old one has.
+func (t *Target) room(ctx context.Context, ns string, units []deployer.Spec, running map[string]int64) ([]*deployer.Failure, error) {
 	if len(units) == 0 {
-		return nil
+		return nil, nil
 	}
 	quotas, err := read(ctx, t, "list quotas", func(ctx context.Context) (*corev1.ResourceQuotaList, error) {
 		return t.kube.CoreV1().ResourceQuotas(ns).List(ctx, metav1.ListOptions{})
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
+	var all []*deployer.Failure
 	for _, q := range quotas.Items {
 		if q.Spec.Scopes != nil || q.Spec.ScopeSelector != nil {
 			continue // of some pods only; the cluster itself will say
 		}
-		errs = append(errs, tooMuch(q, units))
+		if f := tooMuch(q, units, running); f != nil {
+			all = append(all, f)
+		}
 	}
-	return errors.Join(errs...)
+	return all, nil
 }
 
-// tooMuch compares one quota with the units' first pods; nil: they fit.
-func tooMuch(q corev1.ResourceQuota, units []deployer.Spec) error {
+// pods are how many the unit's new revision starts with.
+func pods(u deployer.Spec, running map[string]int64) int64 {
+	n := max(1, int64(u.MinScale), running[u.Name])
+	if u.MaxScale > 0 {
+		n = min(n, int64(u.MaxScale))
+	}
+	return n
+}
+
+// tooMuch compares one quota with the units' pods; nil: they fit.
+func tooMuch(q corev1.ResourceQuota, units []deployer.Spec, running map[string]int64) *deployer.Failure {
 	var short []string
 	for name, hard := range q.Status.Hard {
 		var need resource.Quantity
 		for _, u := range units {
-			pods := int64(max(1, u.MinScale))
 			var one string
 			switch name {
 			case corev1.ResourcePods, "count/pods":
@@ -273,9 +360,8 @@ func tooMuch(q corev1.ResourceQuota, units []deployer.Spec) error {
 			if err != nil {
 				continue // nothing said, nothing counted
 			}
-			for range pods {
-				need.Add(v)
-			}
+			v.Mul(pods(u, running))
+			need.Add(v)
 		}
 		used := q.Status.Used[name]
 		sum := used.DeepCopy()
@@ -288,7 +374,75 @@ func tooMuch(q corev1.ResourceQuota, units []deployer.Spec) error {
 		return nil
 	}
 	slices.Sort(short)
-	f := quota("exceeded quota: q, requested: r, used: u, limited: l")
-	f.Cause = fmt.Sprintf("no room: quota %s is too small for the first pods of the new revisions: %s", q.Name, strings.Join(short, ", "))
-	return f
+	return &deployer.Failure{
+		Code: deployer.Quota, Next: quotaNext,
+		Cause: fmt.Sprintf("no room: quota %s is too small for the pods of the new revisions beside the live ones: %s", q.Name, strings.Join(short, ", ")),
+	}
+}
+
+// rehearse asks the API server what it would say to each unit's Service, with
+// all its defaults, webhooks and policies, and lets it write nothing. That is
+// also the test of Knative's version and features: what they do not know they
+// refuse.
+func (t *Target) rehearse(ctx context.Context, scope deployer.Scope, units []deployer.Spec) ([]*deployer.Failure, error) {
+	results := make([]*deployer.Failure, len(units))
+	var group errgroup.Group
+	group.SetLimit(parallel)
+	for i, u := range units {
+		group.Go(func() (err error) { results[i], err = t.rehearseOne(ctx, scope, u); return err })
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(results, func(f *deployer.Failure) bool { return f == nil }), nil
+}
+
+func (t *Target) rehearseOne(ctx context.Context, scope deployer.Scope, u deployer.Spec) (*deployer.Failure, error) {
+	svc, err := t.getService(ctx, scope, u.Name)
+	if err != nil {
+		return nil, err
+	}
+	// A name that no revision ever has: attempts count from 1.
+	revision := u.RevisionName(1) + "-0"
+	all := []string{metav1.DryRunAll}
+	if svc == nil {
+		if svc, err = t.newService(scope, u, revision); err != nil {
+			return nil, err
+		}
+		_, err = once(ctx, t, "rehearse service "+u.Name, func(ctx context.Context) (*servingv1.Service, error) {
+			return t.serve.Services(t.namespace(scope)).Create(ctx, svc, metav1.CreateOptions{DryRun: all})
+		})
+	} else {
+		svc = svc.DeepCopy()
+		if svc.Spec.Template, err = template(scope, u, revision, t.cfg.ProgressDeadline); err != nil {
+			return nil, err
+		}
+		svc.Spec.Traffic = stagedTraffic(svc.Spec.Traffic, revision, func(string) bool { return false })
+		_, err = once(ctx, t, "rehearse service "+u.Name, func(ctx context.Context) (*servingv1.Service, error) {
+			return t.serve.Services(svc.Namespace).Update(ctx, svc, metav1.UpdateOptions{DryRun: all})
+		})
+	}
+	return rehearsed(ctx, u, err)
+}
+
+// rehearsed judges the answer to a rehearsal; nil: nothing stands in the way.
+func rehearsed(ctx context.Context, u deployer.Spec, err error) (*deployer.Failure, error) {
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err == nil, passing(err), errors.Is(err, deployer.ErrExists), errors.Is(err, deployer.ErrNotFound):
+		return nil, nil // what is wrong with it shows at the write itself
+	case strings.Contains(err.Error(), "does not support dry run"):
+		return nil, nil // a webhook that can't be rehearsed with
+	}
+	for _, f := range deployer.Failures(err) {
+		// Knative's webhook also rehearses a pod. That one has none of our
+		// labels, so what a policy says about it need not be true of ours.
+		if f.Code != deployer.Quota && strings.Contains(f.Cause, "dry run failed with") {
+			return nil, nil
+		}
+		f.Unit = u.Unit
+		return f, nil
+	}
+	return &deployer.Failure{Code: deployer.Denied, Unit: u.Unit, Cause: "the cluster does not take it: " + oneLine(err.Error()), Next: "Knative does not take these settings; change them in faas.yml, or tell the platform team"}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"knative.dev/networking/pkg/apis/networking"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -27,6 +28,17 @@ func unitClient(c Config) *http.Client {
 			return dial.DialContext(ctx, network, c.IngressAddress)
 		}
 	}
+	return clientOf(tr, c)
+}
+
+// insideClient asks units that only the cluster's inside reaches: there is no
+// way but their name, which resolves where this job runs inside too.
+func insideClient(c Config) *http.Client {
+	dial := &net.Dialer{Timeout: 5 * time.Second}
+	return clientOf(&http.Transport{DisableKeepAlives: true, DialContext: dial.DialContext}, c)
+}
+
+func clientOf(tr *http.Transport, c Config) *http.Client {
 	return &http.Client{Transport: tr, Timeout: c.Times.Probe, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
@@ -51,12 +63,16 @@ func (t *Target) Probe(ctx context.Context, scope deployer.Scope, service, revis
 		return deployer.Answer{}, fmt.Errorf("knative: ask %s: %w", url, err)
 	}
 	req.Header.Set(deployer.HeaderNonce, nonce)
-	res, err := t.units.Do(req)
+	client, ingress := t.units, t.cfg.IngressAddress
+	if svc.Labels[networking.VisibilityLabelKey] != "" {
+		client, ingress = t.inside, ""
+	}
+	res, err := client.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return deployer.Answer{}, context.Cause(ctx)
 		}
-		if t.cfg.IngressAddress == "" && unreachable(err) {
+		if ingress == "" && unreachable(err) {
 			return deployer.Answer{}, fmt.Errorf("knative: ask %s: %w: %w", url, deployer.ErrUnreachable, err)
 		}
 		// An address that was given is one that ought to answer.

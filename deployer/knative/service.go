@@ -167,7 +167,7 @@ func (t *Target) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec, 
 			return nil, err
 		}
 		if svc == nil {
-			return t.newService(f, s, revision)
+			return t.newService(f.Scope, s, revision)
 		}
 		switch {
 		case rev != nil && rev.Annotations[AnnotationHash] != s.Hash():
@@ -205,15 +205,15 @@ func (t *Target) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec, 
 	return about(s.Unit, revision, err)
 }
 
-func (t *Target) newService(f deployer.Fence, s deployer.Spec, revision string) (*servingv1.Service, error) {
-	tmpl, err := template(f.Scope, s, revision, t.cfg.ProgressDeadline)
+func (t *Target) newService(scope deployer.Scope, s deployer.Spec, revision string) (*servingv1.Service, error) {
+	tmpl, err := template(scope, s, revision, t.cfg.ProgressDeadline)
 	if err != nil {
 		return nil, err
 	}
 	svc := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Name: s.Name}}
 	svc.Spec.Template = tmpl
 	svc.Spec.Traffic = targets([]deployer.Share{{Revision: revision, Percent: 100, Tag: TagNext}})
-	setLabels(svc, f.Scope, s.Unit)
+	setLabels(svc, scope, s.Unit)
 	setNetwork(svc, s.Internal)
 	return svc, nil
 }
@@ -309,11 +309,16 @@ func (t *Target) settle(ctx context.Context, scope deployer.Scope, service strin
 			if !errors.Is(err, errRoute) {
 				return err
 			}
-			return &deployer.Failure{
-				Code: deployer.IngressNotReady, Unit: svcUnit(svc), Next: "look at the ingress of the cluster; the deploy may be repeated",
-				Cause: fmt.Sprintf("the route of %s did not take the new shares over in %s: %s", service, t.cfg.Times.Route, why),
-			}
+			return about(svcUnit(svc), "", ingressLate(t.cfg.Times.Route, why))
 		}
+	}
+}
+
+// ingressLate is the cause of a route that did not follow its Service.
+func ingressLate(limit time.Duration, why string) *deployer.Failure {
+	return &deployer.Failure{
+		Code: deployer.IngressNotReady, Next: "look at the ingress of the cluster; the deploy may be repeated",
+		Cause: fmt.Sprintf("the route did not follow in %s: %s", limit, why),
 	}
 }
 

@@ -73,6 +73,64 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+func TestTemplateOfEverything(t *testing.T) {
+	s := spec(t)
+	s.IdleTimeout, s.ScaleMetric, s.ScaleTarget, s.Internal = 2*time.Second, "rps", 12.5, true
+	s.Secrets = map[string]deployer.Ref{"A": {Name: "db", Key: "password"}, "CA": {Name: "certs", Key: "ca.pem", Path: "/etc/shop/ca.pem"}}
+	s.Config = map[string]deployer.Ref{"LIMIT": {Name: "limits", Key: "max"}, "FLAGS": {Name: "limits", Key: "flags", Path: "/etc/shop/flags"}}
+	s.Versions = map[deployer.Source]string{"secret/db": "12", "config/limits": "7"}
+	got, err := template(scope, s, s.RevisionName(1), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := got.Spec.Containers[0]
+	env := map[string]corev1.EnvVar{}
+	for _, v := range c.Env {
+		env[v.Name] = v
+	}
+	a := got.Annotations
+	for what, pair := range map[string][2]any{
+		"idle":   {*got.Spec.IdleTimeoutSeconds, int64(2)},
+		"metric": {a["autoscaling.knative.dev/metric"] + a["autoscaling.knative.dev/target"] + a["autoscaling.knative.dev/class"], "rps12.5"},
+		"hidden": {a["kuroko.dev/network"], "internal"},
+		"A":      {env["A"].Value + env["A"].ValueFrom.SecretKeyRef.Name + "/" + env["A"].ValueFrom.SecretKeyRef.Key, "db/password"}, // the secret wins over A=costs $5
+		"LIMIT":  {env["LIMIT"].ValueFrom.ConfigMapKeyRef.Name + "/" + env["LIMIT"].ValueFrom.ConfigMapKeyRef.Key, "limits/max"},
+		"mounts": {c.VolumeMounts, []corev1.VolumeMount{
+			{Name: "faas-files", MountPath: "/etc/shop/flags", SubPath: "config/FLAGS", ReadOnly: true},
+			{Name: "faas-files", MountPath: "/etc/shop/ca.pem", SubPath: "secret/CA", ReadOnly: true},
+		}},
+		"volume": {got.Spec.Volumes, []corev1.Volume{{Name: "faas-files", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "limits"}, Items: []corev1.KeyToPath{{Key: "flags", Path: "config/FLAGS"}}}},
+			{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "certs"}, Items: []corev1.KeyToPath{{Key: "ca.pem", Path: "secret/CA"}}}},
+		}}}}}},
+	} {
+		if !reflect.DeepEqual(pair[0], pair[1]) {
+			t.Errorf("%s: got %v, want %v", what, pair[0], pair[1])
+		}
+	}
+	if _, ok := env["CA"]; ok {
+		t.Error("a file is a variable too")
+	}
+	versions := 0
+	for k, v := range a {
+		if strings.HasPrefix(k, "version.kuroko.dev/") && (v == "12" || v == "7") && len(validation.IsQualifiedName(k)) == 0 {
+			versions++
+		}
+	}
+	if versions != 2 {
+		t.Errorf("annotations %v; want both versions", a)
+	}
+	// By CPU the cluster's own autoscaler counts, from one instance up.
+	s.ScaleMetric, s.ScaleTarget, s.MinScale = "cpu", 0, 0
+	if got, err = template(scope, s, "r", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	a = got.Annotations
+	if a["autoscaling.knative.dev/class"] != "hpa.autoscaling.knative.dev" || a["autoscaling.knative.dev/metric"] != "cpu" || a["autoscaling.knative.dev/target"] != "80" || a["autoscaling.knative.dev/min-scale"] != "1" {
+		t.Errorf("by CPU: %v", a)
+	}
+}
+
 func TestTemplateOfEqualSpecsIsEqual(t *testing.T) {
 	first, err := template(scope, spec(t), "r", time.Minute)
 	if err != nil {

@@ -2,8 +2,10 @@ package knative
 
 import (
 	"context"
+	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 
@@ -34,6 +36,22 @@ func revisions(name string) watched {
 func podsOf(revision string) watched {
 	return func(ctx context.Context, t *Target, ns string) (apiwatch.Interface, error) {
 		return t.kube.CoreV1().Pods(ns).Watch(ctx, metav1.ListOptions{LabelSelector: ofRevision(revision)})
+	}
+}
+
+// eventsOf are those of the revision's pods, whose names start with its own.
+// Events can't be selected by prefix, so others of the namespace are dropped
+// here.
+func eventsOf(revision string) watched {
+	return func(ctx context.Context, t *Target, ns string) (apiwatch.Interface, error) {
+		w, err := t.kube.CoreV1().Events(ns).Watch(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Pod"})
+		if err != nil {
+			return nil, err
+		}
+		return apiwatch.Filter(w, func(e apiwatch.Event) (apiwatch.Event, bool) {
+			ev, ok := e.Object.(*corev1.Event)
+			return e, !ok || strings.HasPrefix(ev.InvolvedObject.Name, revision+"-")
+		}), nil
 	}
 }
 
