@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -48,7 +49,11 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 	if err != nil {
 		return Plans{}, err
 	}
-	plans := Plans{Version: 1, Project: p, Refused: unsupported(p), Notices: p.Notices}
+	site, err := s.site(ctx)
+	if err != nil {
+		return Plans{}, err
+	}
+	plans := Plans{Version: 1, Project: p, Refused: slices.Concat(unsupported(p), unsupportedAt(p, site)), Notices: p.Notices}
 	seen, against, err := s.observe(ctx, scope, ask.Versus)
 	if err != nil && ask.Versus != "" {
 		return Plans{}, err

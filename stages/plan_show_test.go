@@ -159,9 +159,7 @@ rollout: {keepWarm: 5m, strategy: direct}
 	for _, p := range plans.Refused {
 		got = append(got, fmt.Sprintf("%d:%d %s", p.Line, p.Column, p.Path))
 	}
-	want := `5:12 provider.network
-6:12 provider.secrets
-7:16 routes.auth
+	want := `7:16 routes.auth
 13:16 functions.a.events[1].timer
 17:17 functions.a.events[2].http.cors
 18:37 functions.b.contract

@@ -6,13 +6,15 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
-// refuse is the error for a faas.yml that asks for what can't be applied.
-func refuse(p *project.Project) error {
-	return refused(unsupported(p))
+// refuse is the error for a faas.yml that asks for what can't be applied at
+// the site.
+func refuse(p *project.Project, at bundle.Site) error {
+	return refused(slices.Concat(unsupported(p), unsupportedAt(p, at)))
 }
 
 func refused(problems []project.Problem) error {
@@ -70,31 +72,11 @@ func unsupported(p *project.Project) []project.Problem {
 		if f.EventFormat != "" {
 			no(at+".eventFormat", "eventFormat")
 		}
-		if f.IdleTimeout != 0 {
-			no(at+".idleTimeout", "idleTimeout")
-		}
-		// A unit that asks to be hidden and is reachable would be a hole. What
-		// a gateway's routes make internal is refused with those.
-		if f.Network == "internal" && written(p, at, "network") {
-			no(at+".network", "network: internal")
-		}
 	}
 	for _, u := range p.Units {
 		at := "functions." + u.Functions[0].Name
-		if len(u.Secrets) > 0 {
-			no(at+".secrets", "secrets")
-		}
-		if len(u.Config) > 0 {
-			no(at+".config", "config")
-		}
 		if len(u.Layers) > 0 {
 			no(at+".layers", "layers")
-		}
-		if u.Scale.Metric != "" && u.Scale.Metric != "concurrency" {
-			no(at+".scale.metric", "scale.metric: "+u.Scale.Metric)
-		}
-		if u.Scale.Target != 0 {
-			no(at+".scale.target", "scale.target")
 		}
 		if u.Isolation == "worker" {
 			no("aggregation."+u.Name+".isolation", "isolation: worker")
@@ -134,9 +116,52 @@ func unsupported(p *project.Project) []project.Problem {
 		no("platform.runtimeUpdate", "runtimeUpdate: withCode")
 	}
 	asWritten(p, out)
-	slices.SortStableFunc(out, func(a, b project.Problem) int {
+	inFileOrder(out)
+	return out
+}
+
+func inFileOrder(problems []project.Problem) {
+	slices.SortStableFunc(problems, func(a, b project.Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
+}
+
+// featureHPA is the feature of clusters whose Knative has the HPA autoscaler
+// and whose nodes report what they use.
+const featureHPA = "hpa"
+
+// unsupportedAt names the fields that work elsewhere and not at the site.
+func unsupportedAt(p *project.Project, at bundle.Site) []project.Problem {
+	var out []project.Problem
+	no := func(u project.Unit, field, why, next string) {
+		problem := p.Problem("functions."+u.Functions[0].Name+"."+field, project.CodeConflict, why, next)
+		if !slices.ContainsFunc(out, func(o project.Problem) bool {
+			return o.Line > 0 && o.Line == problem.Line && o.Column == problem.Column
+		}) {
+			out = append(out, problem)
+		}
+	}
+	for _, u := range p.Units {
+		if at.Cluster.Kind == bundle.KindLocal {
+			const next = "leave it out for this environment, or use one on a cluster"
+			if len(u.Secrets) > 0 {
+				no(u, "secrets", "the local target has no secrets", next)
+			}
+			if len(u.Config) > 0 {
+				no(u, "config", "the local target has no config maps", next)
+			}
+			if u.Network == "internal" && p.Routes.Host == "" {
+				no(u, "network", "the local target has no inside that hides a unit", next)
+			}
+			continue
+		}
+		if u.Scale.Metric == "cpu" && !at.Cluster.Has(featureHPA) {
+			no(u, "scale.metric", fmt.Sprintf("cluster %s does not scale by CPU", at.Name),
+				"use concurrency or rps, or ask the platform team for feature "+featureHPA+" in clusters.yml")
+		}
+	}
+	asWritten(p, out)
+	inFileOrder(out)
 	return out
 }
 

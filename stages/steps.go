@@ -29,7 +29,11 @@ func readProject(ctx context.Context, s *state) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := refuse(p); err != nil {
+	site, err := s.site(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := refuse(p, site); err != nil {
 		return "", err
 	}
 	if err := s.mayUseNames(ctx); err != nil {
