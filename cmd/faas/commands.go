@@ -28,6 +28,7 @@ import (
 // command is what every subcommand needs.
 type command struct {
 	environ        []string
+	stdin          io.Reader
 	stdout, stderr io.Writer
 }
 
@@ -262,10 +263,15 @@ func (c command) resume(ctx *cli.Context) error {
 
 // options names who acts, and passes progress to the log.
 func (c command) options() deployer.Options {
+	return deployer.Options{Holder: "faas, " + c.who(), Progress: stages.Progress(ci.Log{W: c.stderr, Now: time.Now})}
+}
+
+// who is the person at the keyboard, or the one who started the job.
+func (c command) who() string {
 	who := c.getenv("GITLAB_USER_LOGIN")
 	if who == "" {
 		who = c.getenv("USER")
 	}
 	host, _ := os.Hostname()
-	return deployer.Options{Holder: "faas, " + who + " on " + host, Progress: stages.Progress(ci.Log{W: c.stderr, Now: time.Now})}
+	return who + " on " + host
 }

@@ -24,16 +24,16 @@ func main() {
 	sandbox.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args, os.Environ(), os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args, os.Environ(), os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run is main without the process: everything it touches is a parameter.
-func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	secrets := redact.New(ci.Secrets(environ)...)
 	out, log := secrets.Writer(stdout), secrets.Writer(stderr)
 	defer out.Close()
 	defer log.Close()
-	c := command{environ: environ, stdout: out, stderr: log}
+	c := command{environ: environ, stdin: stdin, stdout: out, stderr: log}
 	where := []cli.Flag{
 		&cli.StringFlag{Name: "env", Usage: "the `ENVIRONMENT`; default $FAAS_ENVIRONMENT"},
 		&cli.StringFlag{Name: "dir", Usage: "the repository's `FOLDER`", Value: "."},
@@ -57,6 +57,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 					Flags: append([]cli.Flag{&cli.StringFlag{Name: "to", Usage: "the `RELEASE`; default the one before"}}, where...)},
 				{Name: "resume", Usage: "let pipelines deploy again after a rollback", Flags: where, Action: c.resume},
 			}},
+			c.secretCommand(where),
 			{Name: "version", Usage: "print the version", Action: func(*cli.Context) error {
 				_, err := io.WriteString(out, version+"\n")
 				return err

@@ -30,6 +30,7 @@ type lab struct {
 	services *devenv.Server
 	dir      string
 	environ  []string
+	stdin    string
 	commit   int
 }
 
@@ -108,7 +109,7 @@ func (l *lab) remove(name string) {
 func (l *lab) faas(args ...string) (code int, stdout, stderr string) {
 	l.t.Helper()
 	var out, log bytes.Buffer
-	code = run(l.t.Context(), append([]string{"faas"}, append(args, "--dir", l.dir)...), l.environ, &out, &log)
+	code = run(l.t.Context(), append([]string{"faas"}, append(args, "--dir", l.dir)...), l.environ, strings.NewReader(l.stdin), &out, &log)
 	return code, out.String(), log.String()
 }
 
