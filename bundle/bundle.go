@@ -45,6 +45,7 @@ type Bundle struct {
 	// Dir is where FS stands on disk, for scripts that are executed from it: a
 	// private copy made for this process, outside the job's work tree and
 	// outside every cache, so that no other job can write it. Close removes it.
+	// Empty under [Client.InMemory].
 	Dir string
 	// Meta is bundle.yml, parsed. A runner older than the bundle ignores the
 	// keys it doesn't know.

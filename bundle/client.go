@@ -27,6 +27,9 @@ type Client struct {
 	// Private is the folder in which private copies are made; empty means
 	// os.TempDir. It must be on a file system that allows execution.
 	Private string
+	// InMemory keeps the content of opened bundles in memory, without a private
+	// copy: for programs that run nothing of it.
+	InMemory bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	// ChannelTimeout and FetchTimeout bound one read of a document, and of

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/tools/txtar"
 )
 
 // Limits of format 1. They protect readers; a publisher meets them first.
@@ -201,6 +202,33 @@ func (m *Manifest) unpack(pack []byte, dir string) error {
 		return failf(ErrUntrusted, "pack holds more than the manifest lists")
 	}
 	return nil
+}
+
+// inMemory is the files of a pack, checked as unpack checks them.
+func (m *Manifest) inMemory(pack []byte) (fs.FS, error) {
+	if int64(len(pack)) != m.Pack.Size || sum(pack) != m.Pack.SHA256 {
+		return nil, failf(ErrUntrusted, "pack %.12s does not have its sum", m.Pack.SHA256)
+	}
+	d, err := decompressor(bytes.NewReader(pack))
+	if err != nil {
+		return nil, fmt.Errorf("bundle: pack: %w", err)
+	}
+	defer d.Close()
+	all := new(txtar.Archive)
+	for _, f := range m.Files {
+		raw := make([]byte, f.Size)
+		if _, err := io.ReadFull(d, raw); err != nil {
+			return nil, failf(ErrUntrusted, "pack, at %s: %w", f.Path, err)
+		}
+		if sum(raw) != f.SHA256 {
+			return nil, failf(ErrUntrusted, "%s does not have its sum", f.Path)
+		}
+		all.Files = append(all.Files, txtar.File{Name: f.Path, Data: raw})
+	}
+	if n, err := io.ReadFull(d, make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		return nil, failf(ErrUntrusted, "pack holds more than the manifest lists")
+	}
+	return txtar.FS(all)
 }
 
 // mkdirs makes dir and its parents with a mode that no umask changes.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -16,8 +17,8 @@ type content struct {
 	parsed         *Manifest
 }
 
-// Open makes the chosen bundle available as a private copy on disk. The
-// caller closes the Bundle.
+// Open makes the chosen bundle available as a private copy on disk, or in
+// memory. The caller closes the Bundle.
 //
 // The content comes from what an earlier job handed on, the node's cache, the
 // seed or the store, and is verified wherever it comes from. A changed cache
@@ -69,19 +70,36 @@ func (c *Client) open(ctx context.Context, ch Choice, download bool) (*Bundle, e
 	if err != nil {
 		return nil, err
 	}
-	private, lock, err := privateFolder(c.Private)
-	if err != nil {
-		return nil, fmt.Errorf("bundle: private copy: %w", err)
-	}
 	b := &Bundle{
-		Digest: ch.Digest, Choice: ch, Dir: filepath.Join(private, "bundle"),
+		Digest: ch.Digest, Choice: ch,
 		Warnings: append(append([]string{}, ch.Warnings...), warnings...),
-		private:  private, lock: lock, manifest: got.manifest, pack: got.pack,
+		manifest: got.manifest, pack: got.pack,
 	}
-	if err := b.unpack(got.parsed); err != nil {
+	if c.InMemory {
+		b.FS, err = got.parsed.inMemory(got.pack)
+	} else if b.private, b.lock, err = privateFolder(c.Private); err != nil {
+		err = fmt.Errorf("bundle: private copy: %w", err)
+	} else {
+		b.Dir = filepath.Join(b.private, "bundle")
+		err = b.unpack(got.parsed)
+	}
+	if err == nil {
+		err = b.describe()
+	}
+	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
+}
+
+// describe reads bundle.yml.
+func (b *Bundle) describe() error {
+	about, err := fs.ReadFile(b.FS, "bundle.yml")
+	if err != nil {
+		return failf(ErrContent, "bundle.yml: %w", err)
+	}
+	b.Meta, err = readMeta(about)
+	return err
 }
 
 func (b *Bundle) unpack(m *Manifest) error {
@@ -95,12 +113,7 @@ func (b *Bundle) unpack(m *Manifest) error {
 		return err
 	}
 	b.FS = os.DirFS(b.Dir)
-	about, err := os.ReadFile(filepath.Join(b.Dir, "bundle.yml"))
-	if err != nil {
-		return failf(ErrContent, "bundle.yml: %w", err)
-	}
-	b.Meta, err = readMeta(about)
-	return err
+	return nil
 }
 
 // content finds and verifies manifest and pack.

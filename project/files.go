@@ -1,8 +1,6 @@
 package project
 
-import (
-	"path"
-)
+import "strings"
 
 // FileSets says which files of the repository belong to which unit.
 //
@@ -36,7 +34,7 @@ func (p *Project) FileSets(paths []string) FileSets {
 			continue
 		}
 		shared := true
-		for dir := file; dir != "." && dir != "/"; dir = path.Dir(dir) {
+		for dir := file; dir != ""; dir = dir[:max(0, strings.LastIndexByte(dir, '/'))] {
 			if _, source := sets.Own[dir]; source {
 				sets.Own[dir] = append(sets.Own[dir], file)
 				shared = false

@@ -2,9 +2,9 @@ package project
 
 import (
 	"fmt"
-	"path"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
 // compileGlob understands * and ? within a path segment, ** across segments.
@@ -46,28 +46,34 @@ func compileGlob(pattern string) (*regexp.Regexp, error) {
 	return regexp.Compile(b.String())
 }
 
-// globs match what one of them matches; none match nothing. Most name one
-// segment anywhere (**/README*): those are looked at segment by segment, which
-// takes a hundredth of the time of one expression for all.
+// globs match what one of them matches; none match nothing. What matches a
+// folder matches everything below it, so each folder is judged once; most
+// patterns name a path or one segment anywhere (**/README*) and need no
+// expression. Not for use by several goroutines.
 type globs struct {
-	names map[string]bool // segments as they are
-	wild  []string        // segments with * or ?
-	other *regexp.Regexp  // everything else; nil for none
+	paths   map[string]bool // from the root, as they are
+	names   map[string]bool // segments as they are
+	wild    []string        // segments with * or ?
+	other   *regexp.Regexp  // everything else; nil for none
+	folders map[string]bool // judged so far
 }
 
 // newGlobs leaves out what is no glob: that was reported when the file was
 // parsed.
 func newGlobs(patterns []string) globs {
-	g := globs{names: map[string]bool{}}
+	g := globs{paths: map[string]bool{}, names: map[string]bool{}, folders: map[string]bool{"": false}}
 	var rest []string
 	for _, p := range patterns {
 		re, err := compileGlob(p)
 		if err != nil {
 			continue
 		}
-		segment, anywhere := strings.CutPrefix(strings.TrimSuffix(strings.TrimPrefix(p, "./"), "/"), "**/")
+		p = strings.TrimSuffix(strings.TrimPrefix(p, "./"), "/")
+		segment, anywhere := strings.CutPrefix(p, "**/")
 		switch {
-		case !anywhere || segment == "" || strings.ContainsAny(segment, "/\\") || strings.Contains(segment, "**"):
+		case !strings.ContainsAny(p, "*?"):
+			g.paths[p] = true
+		case !anywhere || segment == "" || strings.Contains(segment, "/") || strings.Contains(segment, "**"):
 			rest = append(rest, re.String())
 		case strings.ContainsAny(segment, "*?"):
 			g.wild = append(g.wild, segment)
@@ -82,17 +88,53 @@ func newGlobs(patterns []string) globs {
 }
 
 func (g globs) match(file string) bool {
-	for rest, more := file, true; more && len(g.names)+len(g.wild) > 0; {
-		var segment string
-		segment, rest, more = strings.Cut(rest, "/")
-		if g.names[segment] {
+	dir := file[:max(0, strings.LastIndexByte(file, '/'))]
+	below, known := g.folders[dir]
+	if !known {
+		below = g.match(dir)
+		g.folders[dir] = below
+	}
+	return below || g.itself(file)
+}
+
+// itself reports whether a pattern matches the path, other than by a folder
+// above it.
+func (g globs) itself(file string) bool {
+	segment := file[strings.LastIndexByte(file, '/')+1:]
+	if g.paths[file] || g.names[segment] {
+		return true
+	}
+	for _, w := range g.wild {
+		if matchSegment(w, segment) {
 			return true
-		}
-		for _, w := range g.wild {
-			if ok, _ := path.Match(w, segment); ok {
-				return true
-			}
 		}
 	}
 	return g.other != nil && g.other.MatchString(file)
+}
+
+// matchSegment is a glob of * and ? within one segment. After a * it tries the
+// shortest rest first and comes back only to the last *, so it takes time in
+// the product of the two lengths at most.
+func matchSegment(pattern, segment string) bool {
+	p, s := 0, 0
+	star, from := -1, 0 // the last *, and where what it stands for ends
+	for s < len(segment) {
+		_, size := utf8.DecodeRuneInString(segment[s:])
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, from = p, s
+			p++
+		case p < len(pattern) && pattern[p] == '?':
+			p, s = p+1, s+size
+		case p < len(pattern) && pattern[p] == segment[s]:
+			p, s = p+1, s+1
+		case star >= 0:
+			_, size = utf8.DecodeRuneInString(segment[from:])
+			from += size
+			p, s = star+1, from
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
 }

@@ -19,6 +19,8 @@ import (
 type Ask struct {
 	// Versus compares with this release instead of the live one.
 	Versus string
+	// Tree is the work tree from [Look]; nil lists and reads it now.
+	Tree *Tree
 }
 
 // observeTime bounds the look at the cluster: a plan without it is still one.
@@ -29,7 +31,7 @@ const observeTime = 10 * time.Second
 // of the answer ([Plans.Err] makes an error of it), and so are a cluster and a
 // registry that can't be reached.
 func (r *Runner) Plan(ctx context.Context, ask Ask) (Plans, error) {
-	s := &state{Runner: r}
+	s := &state{Runner: r, looked: ask.Tree}
 	plans, err := s.ask(ctx, ask)
 	if err != nil {
 		return Plans{}, Explain(ctx, err)

@@ -202,6 +202,9 @@ func eventOr(p *project.Project, event, key, fallback string) string {
 // asWritten gives problems with merged values the path that the file has:
 // provider.secrets, not functions.list.secrets.
 func asWritten(p *project.Project, problems []project.Problem) {
+	if len(problems) == 0 {
+		return
+	}
 	layers := map[string]string{}
 	for _, o := range p.Origins() {
 		// A map's layer is that of what it holds.

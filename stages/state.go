@@ -60,6 +60,7 @@ type state struct {
 	target *Target
 	where  *bundle.Site
 	live   *deployer.Release // what to compare a build plan with, when known
+	looked *Tree             // for a plan that only people read
 	tree   *os.Root          // the work tree; closed at the end of Run
 	result Result
 }

@@ -169,7 +169,14 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 // files are the tree's files that take part in an image, with their sums: what
 // the units share, their own, and what decides the dependencies.
 func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
-	paths, err := ListTree(ctx, s.Job.Dir, p.Build.Output)
+	var paths []string
+	var known knownSums
+	var err error
+	if s.looked == nil {
+		paths, err = ListTree(ctx, s.Job.Dir, p.Build.Output)
+	} else if paths, known, err = s.looked.wait(); err == nil {
+		paths, err = withOutput(s.Job.Dir, p.Build.Output, paths)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -181,12 +188,17 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
 	for _, f := range p.FileSets(paths).Left {
 		left[f] = !extra[f]
 	}
-	return SumFiles(s.Job.Dir, slices.DeleteFunc(paths, func(f string) bool { return left[f] }))
+	return known.files(s.Job.Dir, slices.DeleteFunc(paths, func(f string) bool { return left[f] }))
 }
 
 // checkHandlers looks for the file of every handler that which selects, and
 // names all that are missing.
 func checkHandlers(p *project.Project, dir string, which func(handler string) bool) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
 	var problems []usererr.Problem
 	for _, f := range p.Functions {
 		if f.Language != "node" || f.Contract == "app" || !which(f.Handler) {
@@ -195,7 +207,7 @@ func checkHandlers(p *project.Project, dir string, which func(handler string) bo
 		files, export, err := runtimes.NodeHandler(f.Handler)
 		if err != nil {
 			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("line %d: functions.%s.handler: %v", f.Line, f.Name, err)})
-		} else if !anyFile(dir, files) {
+		} else if !anyFile(root, files) {
 			problems = append(problems, usererr.Problem{
 				Why: fmt.Sprintf("line %d: functions.%s.handler: none of %s is there to export %q", f.Line, f.Name, strings.Join(files, ", "), export),
 			})
@@ -212,12 +224,7 @@ func within(p, dir string) bool {
 	return dir == "." || strings.HasPrefix(p, path.Clean(dir)+"/")
 }
 
-func anyFile(dir string, names []string) bool {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return false
-	}
-	defer root.Close()
+func anyFile(root *os.Root, names []string) bool {
 	return slices.ContainsFunc(names, func(n string) bool {
 		info, err := root.Stat(filepath.FromSlash(n))
 		return err == nil && info.Mode().IsRegular()

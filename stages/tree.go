@@ -40,6 +40,11 @@ func ListTree(ctx context.Context, dir, output string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return withOutput(dir, output, paths)
+}
+
+// withOutput adds the files below output to the tracked ones.
+func withOutput(dir, output string, paths []string) ([]string, error) {
 	if output != "" {
 		more, err := walk(dir, output)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -55,32 +60,28 @@ func ListTree(ctx context.Context, dir, output string) ([]string, error) {
 // the work tree but still in git's index is left out; a link that leaves the
 // tree is an error.
 func SumFiles(dir string, paths []string) ([]File, error) {
+	return knownSums{}.files(dir, paths)
+}
+
+// files is SumFiles without reading what is known, and remembers the sums for
+// the next time.
+func (k knownSums) files(dir string, paths []string) ([]File, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
 	sums := make([]string, len(paths))
-	var group errgroup.Group
-	// Neighbours go to one reader, which keeps their folder open.
-	size := max(1, (len(paths)+readers-1)/readers)
-	for from := 0; from < len(paths); from += size {
-		group.Go(func() error {
-			r := treeReader{root: root, buf: make([]byte, 64<<10)}
-			defer r.close()
-			for i := from; i < min(from+size, len(paths)); i++ {
-				sum, err := r.sum(paths[i])
-				if err != nil && !errors.Is(err, fs.ErrNotExist) {
-					return fmt.Errorf("read %s: %w", paths[i], err)
-				}
-				if err == nil {
-					sums[i] = sum
-				}
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
+	fresh := make([]fileStat, len(paths)) // of what was read now and may be remembered
+	err = k.each(root, paths, func(r *treeReader, i int) error {
+		var err error
+		sums[i], fresh[i], err = r.sum(paths[i])
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("read %s: %w", paths[i], err)
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	files := make([]File, 0, len(paths))
@@ -89,7 +90,30 @@ func SumFiles(dir string, paths []string) ([]File, error) {
 			files = append(files, File{Path: paths[i], Sum: sum})
 		}
 	}
+	if slices.ContainsFunc(fresh, func(at fileStat) bool { return at != fileStat{} }) {
+		k.remember(k.with(paths, sums, fresh))
+	}
 	return files, nil
+}
+
+// each calls do for every path, several at once.
+func (k knownSums) each(root *os.Root, paths []string, do func(r *treeReader, i int) error) error {
+	var group errgroup.Group
+	// Neighbours go to one reader, which keeps their folder open.
+	size := max(1, (len(paths)+readers-1)/readers)
+	for from := 0; from < len(paths); from += size {
+		group.Go(func() error {
+			r := &treeReader{root: root, known: k}
+			defer r.close()
+			for i := from; i < min(from+size, len(paths)); i++ {
+				if err := do(r, i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 // readers is how many files are read at once: mostly they wait for the kernel.
@@ -97,34 +121,98 @@ const readers = 4
 
 // treeReader reads files of one folder after the other.
 type treeReader struct {
-	root *os.Root
-	dir  string
-	in   *os.Root // dir, open; nil for none yet
-	buf  []byte
+	root  *os.Root
+	known knownSums
+	in    []openFolder // from the root down to where the last file was
+	buf   []byte       // made for the first file that is read
+}
+
+type openFolder struct {
+	path string // ends in a slash
+	dir  *os.Root
+}
+
+// folder opens dir, which is empty or ends in a slash, from the nearest folder
+// above it that is open.
+func (r *treeReader) folder(dir string) (*os.Root, error) {
+	for n := len(r.in); n > 0 && !strings.HasPrefix(dir, r.in[n-1].path); n-- {
+		r.in[n-1].dir.Close()
+		r.in = r.in[:n-1]
+	}
+	at, done := r.root, 0
+	if n := len(r.in); n > 0 {
+		at, done = r.in[n-1].dir, len(r.in[n-1].path)
+	}
+	for done < len(dir) {
+		end := done + strings.IndexByte(dir[done:], '/') + 1
+		in, err := at.OpenRoot(dir[done : end-1])
+		if err != nil { // also a link to another folder of the tree
+			in, err = r.root.OpenRoot(filepath.FromSlash(dir[:end-1]))
+		}
+		if err != nil {
+			return nil, err
+		}
+		at, done = in, end
+		r.in = append(r.in, openFolder{dir[:end], in})
+	}
+	return at, nil
 }
 
 func (r *treeReader) close() {
-	if r.in != nil {
-		r.in.Close()
+	for _, f := range r.in {
+		f.dir.Close()
 	}
 	r.in = nil
 }
 
-// sum is the sum of the file at p.
-func (r *treeReader) sum(p string) (string, error) {
+// unchanged is the known sum of the file at p; empty where it does not hold.
+func (r *treeReader) unchanged(p string) string {
+	if _, known := r.known.sums[p]; !known {
+		return ""
+	}
 	dir, base := path.Split(p)
-	if dir == "" {
-		return sumFile(r.root, p, p, r.buf)
+	in, err := r.folder(dir)
+	if err != nil {
+		return ""
 	}
-	if r.in == nil || r.dir != dir {
-		r.close()
-		in, err := r.root.OpenRoot(filepath.FromSlash(dir))
-		if err != nil {
-			return "", err
-		}
-		r.in, r.dir = in, dir
+	info, err := in.Lstat(base)
+	if err != nil {
+		return ""
 	}
-	return sumFile(r.in, base, p, r.buf)
+	sum, _ := r.known.known(p, info)
+	return sum
+}
+
+// sum is the sum of the file at p: the known one, or what is read now. at is
+// set when the latter may be remembered.
+func (r *treeReader) sum(p string) (sum string, at fileStat, err error) {
+	if sum := r.known.seen[p]; sum != "" {
+		return sum, fileStat{}, nil
+	}
+	dir, base := path.Split(p)
+	in, err := r.folder(dir)
+	if err != nil {
+		return "", fileStat{}, err
+	}
+	info, err := in.Lstat(base)
+	if err != nil {
+		return "", fileStat{}, err
+	}
+	if sum, ok := r.known.known(p, info); ok {
+		return sum, fileStat{}, nil
+	}
+	at, settled := r.known.settled(info)
+	if r.buf == nil {
+		r.buf = make([]byte, 64<<10)
+	}
+	sum, read, err := sumFile(in, base, p, info, r.buf)
+	if err != nil {
+		return "", fileStat{}, err
+	}
+	if was, ok := statOf(read); !settled || !ok || was != at {
+		at = fileStat{}
+	}
+	return sum, at, nil
 }
 
 // tracked asks git; a folder that is no work tree is walked.
@@ -200,43 +288,45 @@ func treeError(err error) error {
 	return e
 }
 
-// sumFile sums the file called base in its folder; p is its path in the tree.
-// It never follows a link, and refuses one that leaves the tree.
-func sumFile(in *os.Root, base, p string, buf []byte) (string, error) {
-	info, err := in.Lstat(base)
-	if err != nil {
-		return "", err
-	}
+// sumFile sums the file called base in its folder, which is as info says; p is
+// its path in the tree. read says how that was which was read: it may have
+// been replaced meanwhile. A link is never followed, and one that leaves the
+// tree is refused.
+func sumFile(in *os.Root, base, p string, info fs.FileInfo, buf []byte) (sum string, read fs.FileInfo, err error) {
+	read = info
 	h := sha256.New()
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
 		to, err := in.Readlink(base)
 		if err != nil {
-			return "", err
+			return "", nil, err
 		}
 		if target := path.Join(path.Dir(p), to); path.IsAbs(to) || target == ".." || strings.HasPrefix(target, "../") {
-			return "", fmt.Errorf("is a link to %s, outside the repository", to)
+			return "", nil, fmt.Errorf("is a link to %s, outside the repository", to)
 		}
 		fmt.Fprintf(h, "link %s", to)
 	case info.IsDir():
-		return "", &builder.InputError{
+		return "", nil, &builder.InputError{
 			What: "is a submodule that was not checked out", Next: "set the variable GIT_SUBMODULE_STRATEGY: recursive in .gitlab-ci.yml",
 		}
 	case !info.Mode().IsRegular():
-		return "", fmt.Errorf("is no regular file (%s)", info.Mode().Type())
+		return "", nil, fmt.Errorf("is no regular file (%s)", info.Mode().Type())
 	default:
 		f, err := in.Open(base)
 		if err != nil {
-			return "", err
+			return "", nil, err
 		}
 		defer f.Close()
+		if read, err = f.Stat(); err != nil {
+			return "", nil, err
+		}
 		fmt.Fprintf(h, "file %v ", info.Mode()&0o111 != 0)
 		n, err := io.ReadFull(f, buf)
 		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-			return "", err
+			return "", nil, err
 		}
 		if info.Size() <= maxLFSPointer && strings.HasPrefix(string(buf[:min(n, len(lfsPointer))]), lfsPointer) {
-			return "", &builder.InputError{
+			return "", nil, &builder.InputError{
 				What: "is a Git LFS pointer: its content was not fetched",
 				Next: "let the job fetch it (unset GIT_LFS_SKIP_SMUDGE, use a GitLab runner with git-lfs), or leave it out with package.exclude in faas.yml",
 			}
@@ -244,9 +334,9 @@ func sumFile(in *os.Root, base, p string, buf []byte) (string, error) {
 		h.Write(buf[:n])
 		if n == len(buf) {
 			if _, err := io.Copy(h, f); err != nil {
-				return "", err
+				return "", nil, err
 			}
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return hex.EncodeToString(h.Sum(nil)), read, nil
 }

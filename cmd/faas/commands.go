@@ -90,6 +90,7 @@ func (c command) bundle(ctx context.Context, job ci.Job) (*bundle.Bundle, error)
 	if err != nil {
 		return nil, err
 	}
+	client.InMemory = true
 	b, err := stages.ChooseBundle(ctx, client, platform, job, version, "")
 	if err != nil {
 		return nil, stages.Explain(ctx, err)

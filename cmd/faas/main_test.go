@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,9 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kuroko-faas/kuroko/builder/debian"
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
+	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 	"github.com/kuroko-faas/kuroko/stages"
 )
@@ -34,49 +33,16 @@ type lab struct {
 	commit   int
 }
 
-// newLab starts the embedded services with one published bundle. Without base
-// images it skips: they are made by `make images`.
+// newLab starts the embedded services with one published bundle.
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("-short: starts the embedded services and builds images")
+	started := devtest.Start(t)
+	started.Publish(t, devenv.Release{}, "test", "prod")
+	l := &lab{t: t, services: started.Services, dir: t.TempDir()}
+	l.environ = []string{
+		"CI_PROJECT_ID=42", "CI_PROJECT_PATH=team/shop", "FAAS_ENVIRONMENT=test", "FAAS_PLATFORM_DIR=" + started.Platform.Dir,
+		"XDG_CACHE_HOME=" + t.TempDir(),
 	}
-	checkout, err := devenv.Where()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Skip("no cache folder, so no base images: ", err)
-	}
-	l := &lab{t: t, dir: t.TempDir()}
-	if l.services, err = devenv.Start(t.Context(), t.TempDir(), "auto"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.services.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	images, err := l.services.PushBaseImages(t.Context(), filepath.Join(cache, "kuroko"))
-	if errors.Is(err, debian.ErrNotBuilt) {
-		t.Skip("base images are missing; make images makes them: ", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	platform, err := devenv.NewPlatform(l.services.Services, checkout, t.TempDir(), "stable")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = platform.Publish(t.Context(), devenv.Release{
-		Version: "1", Runtimes: images, Why: "test",
-		Files: map[string]string{"platform/clusters.yml": l.services.ClustersFile("test", "prod")},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.environ = []string{"CI_PROJECT_ID=42", "CI_PROJECT_PATH=team/shop", "FAAS_ENVIRONMENT=test", "FAAS_PLATFORM_DIR=" + platform.Dir}
 	for _, n := range []string{"PATH", "HOME", "TMPDIR", "npm_config_registry", "NPM_CONFIG_REGISTRY"} {
 		if v, ok := os.LookupEnv(n); ok {
 			l.environ = append(l.environ, n+"="+v)
@@ -87,15 +53,7 @@ func newLab(t testing.TB) *lab {
 
 func (l *lab) write(files map[string]string) {
 	l.t.Helper()
-	for n, text := range files {
-		p := filepath.Join(l.dir, n)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			l.t.Fatal(err)
-		}
-		if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
-			l.t.Fatal(err)
-		}
-	}
+	devtest.Write(l.t, l.dir, files)
 }
 
 func (l *lab) remove(name string) {

@@ -35,6 +35,11 @@ func (c command) plan(ctx *cli.Context) error {
 	if ctx.Bool("json") && ctx.Bool("markdown") {
 		return cliapp.Usagef("--json and --markdown are both given")
 	}
+	var tree *stages.Tree
+	if dir, err := filepath.Abs(ctx.String("dir")); err == nil && !ctx.Bool("origins") {
+		tree = stages.Look(ctx.Context, dir, c.sums()) // while the bundle is chosen
+		defer tree.Close()
+	}
 	r, err := c.open(ctx, ctx.String("vs") != "")
 	if err != nil {
 		return err
@@ -48,7 +53,7 @@ func (c command) plan(ctx *cli.Context) error {
 		origins := p.Origins()
 		return c.print(ctx, map[string][]project.Origin{"origins": origins}, stages.OriginsText(origins))
 	}
-	plans, err := r.Plan(ctx.Context, stages.Ask{Versus: ctx.String("vs")})
+	plans, err := r.Plan(ctx.Context, stages.Ask{Versus: ctx.String("vs"), Tree: tree})
 	if err != nil {
 		return err
 	}
@@ -62,6 +67,19 @@ func (c command) plan(ctx *cli.Context) error {
 		text = plans.Markdown()
 	}
 	return errors.Join(c.print(ctx, plans, text), plans.Err(ctx.Bool("strict")))
+}
+
+// sums is the folder where sums of files are kept from plan to plan; empty
+// where this user has none.
+func (c command) sums() string {
+	cache := c.getenv("XDG_CACHE_HOME")
+	if home := c.getenv("HOME"); !filepath.IsAbs(cache) && filepath.IsAbs(home) {
+		cache = filepath.Join(home, ".cache")
+	}
+	if !filepath.IsAbs(cache) {
+		return ""
+	}
+	return filepath.Join(cache, "kuroko", "trees")
 }
 
 // writePlans leaves the plans as files, for programs and merge requests.

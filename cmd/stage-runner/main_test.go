@@ -19,9 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 
-	"github.com/kuroko-faas/kuroko/builder/debian"
-	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
+	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 	"github.com/kuroko-faas/kuroko/oss/ossd"
 	"github.com/kuroko-faas/kuroko/stages"
@@ -40,7 +39,7 @@ type lab struct {
 	t        *testing.T
 	services *devenv.Server
 	platform *devenv.Platform
-	images   map[string]bundle.Images
+	started  devtest.Lab
 	dir      string // the work tree
 	iid      int64
 }
@@ -52,40 +51,11 @@ functions:
   hello: {handler: index.handler, events: [{http: {path: /hello}}]}
 `
 
-// newLab starts the embedded services. Without base images it skips: they
-// are made by `make images`.
+// newLab starts the embedded services.
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("-short: starts the embedded services and builds images")
-	}
-	checkout, err := devenv.Where()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Skip("no cache folder, so no base images: ", err)
-	}
-	l := &lab{t: t, dir: t.TempDir()}
-	if l.services, err = devenv.Start(t.Context(), t.TempDir(), "auto"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.services.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	l.images, err = l.services.PushBaseImages(t.Context(), filepath.Join(cache, "kuroko"))
-	if errors.Is(err, debian.ErrNotBuilt) {
-		t.Skip("base images are missing; make images makes them: ", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l.platform, err = devenv.NewPlatform(l.services.Services, checkout, t.TempDir(), "stable"); err != nil {
-		t.Fatal(err)
-	}
+	l := &lab{t: t, dir: t.TempDir(), started: devtest.Start(t)}
+	l.services, l.platform = l.started.Services, l.started.Platform
 	l.write(map[string]string{
 		"faas.yml": shop,
 		"index.js": "exports.handler = async () => ({greeting: 'hello'});\n",
@@ -95,35 +65,13 @@ func newLab(t *testing.T) *lab {
 
 func (l *lab) write(files map[string]string) {
 	l.t.Helper()
-	for n, text := range files {
-		p := filepath.Join(l.dir, n)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			l.t.Fatal(err)
-		}
-		if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
-			l.t.Fatal(err)
-		}
-	}
+	devtest.Write(l.t, l.dir, files)
 }
 
 // publish makes a bundle current.
 func (l *lab) publish(r devenv.Release) string {
 	l.t.Helper()
-	if r.Files == nil {
-		r.Files = map[string]string{}
-	}
-	if _, ok := r.Files["platform/clusters.yml"]; !ok {
-		r.Files["platform/clusters.yml"] = l.services.ClustersFile("test")
-	}
-	r.Runtimes, r.Why = l.images, "test"
-	if r.Version == "" {
-		r.Version = "1"
-	}
-	digest, err := l.platform.Publish(l.t.Context(), r)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return digest
+	return l.started.Publish(l.t, r, "test")
 }
 
 // outcome is what a job left: exit code, both outputs, the report on disk.
