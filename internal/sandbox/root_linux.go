@@ -78,7 +78,7 @@ func (o *order) makeRoot() error {
 	}
 	want := append([]string{o.Root, o.Upper, o.Work}, o.Lower...)
 	for _, b := range o.Binds {
-		want = append(want, b.Source)
+		want = append(append(want, b.Source), b.Lower...)
 	}
 	for _, d := range devices {
 		want = append(want, "/dev/"+d)
@@ -238,11 +238,15 @@ func (o *order) fillSkeleton(dir string, opened map[string]string) error {
 	err = errors.Join(err, r.Chmod("tmp", 0o777|os.ModeSticky))
 	for _, b := range o.Binds {
 		rel := strings.TrimPrefix(path.Clean(b.Target), "/")
-		st, statErr := os.Stat(opened[b.Source])
-		if statErr != nil {
-			return &stepError{op: "bind", path: b.Source, err: statErr}
+		dir := b.Source == ""
+		if !dir {
+			st, statErr := os.Stat(opened[b.Source])
+			if statErr != nil {
+				return &stepError{op: "bind", path: b.Source, err: statErr}
+			}
+			dir = st.IsDir()
 		}
-		if st.IsDir() {
+		if dir {
 			err = errors.Join(err, r.MkdirAll(rel, 0o755))
 			continue
 		}
@@ -292,6 +296,9 @@ func (t *tree) fill() error {
 }
 
 func (t *tree) bind(b Bind, source string, copied int) error {
+	if len(b.Lower) > 0 {
+		return t.bindLower(b)
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(source, &st); err != nil {
 		return &stepError{op: "bind", path: b.Source, err: err}
@@ -317,6 +324,31 @@ func (t *tree) bind(b Bind, source string, copied int) error {
 	}
 	if err != nil {
 		return &stepError{op: "protect the bind of", path: b.Source, rights: true, err: err}
+	}
+	return nil
+}
+
+// bindLower shows folders laid over each other. Overlay wants two of them
+// when nothing can be written.
+func (t *tree) bindLower(b Bind) error {
+	if len(b.Lower) == 1 {
+		one := Bind{Source: b.Lower[0], Target: b.Target, ReadOnly: true}
+		return t.bind(one, t.opened[one.Source], -1)
+	}
+	dst, err := t.point(b.Target, true)
+	if err != nil {
+		return err
+	}
+	var lower []string
+	for _, l := range b.Lower {
+		lower = append(lower, t.opened[l])
+	}
+	options := "lowerdir=" + strings.Join(lower, ":")
+	if t.o.Mode == UserNS {
+		options += ",userxattr"
+	}
+	if err := unix.Mount("overlay", dst, "overlay", safe|unix.MS_RDONLY, options); err != nil {
+		return &stepError{op: opOverlay, path: b.Target, err: err}
 	}
 	return nil
 }

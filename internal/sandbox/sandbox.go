@@ -58,6 +58,9 @@ type Bind struct {
 	// it stays inside the root.
 	Target   string
 	ReadOnly bool
+	// Lower, instead of Source, are folders shown laid over each other by
+	// overlay, top first, read-only.
+	Lower []string
 }
 
 // Spec is a sandbox and the command in it.
@@ -159,6 +162,9 @@ func (s *Spec) check() error {
 	for _, b := range s.Binds {
 		if !path.IsAbs(b.Target) || path.Clean(b.Target) == "/" {
 			say("bind target %q is not an absolute path below /", b.Target)
+		}
+		if (b.Source == "") == (len(b.Lower) == 0) {
+			say("bind %q: exactly one of Source and Lower is needed", b.Target)
 		}
 	}
 	for _, list := range [][]string{s.Argv, s.Env} {

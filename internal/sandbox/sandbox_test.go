@@ -527,3 +527,29 @@ func ExampleStart() {
 	}
 	_ = p.Wait()
 }
+
+// Folders laid over each other are shown as one, with what an upper one hides
+// gone, and can't be written to.
+func TestBindOfSeveralFolders(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		low, top := t.TempDir(), t.TempDir()
+		for f, text := range map[string]string{low + "/both": "low", low + "/low": "low", low + "/gone": "low", top + "/both": "top"} {
+			if err := os.WriteFile(f, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// A character device 0:0 is how overlay says: not here any more.
+		if err := syscall.Mknod(top+"/gone", syscall.S_IFCHR, 0); err != nil {
+			t.Skipf("needs Linux 5.8 or root: %v", err)
+		}
+		out, err := sh(t, sandbox.Spec{Mode: m, Root: hostTools(t), Binds: append([]sandbox.Bind{
+			{Lower: []string{top, low}, Target: "/seen"}, {Lower: []string{low}, Target: "/one"},
+		}, toolBinds...)}, "cd /seen; cat both low; ls | tr '\\n' ' '; cat /one/gone; echo x > new || echo refused; echo x > /one/new || echo refused")
+		if errors.Is(err, sandbox.ErrNoOverlay) {
+			t.Skip(err)
+		}
+		if want := "toplowboth low lowrefused\nrefused\n"; err != nil || out != want {
+			t.Errorf("got %q, %v; want %q", out, err, want)
+		}
+	})
+}

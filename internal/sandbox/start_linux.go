@@ -368,6 +368,10 @@ func absolute(o *order) error {
 	}
 	for i := range o.Binds {
 		abs(&o.Binds[i].Source)
+		o.Binds[i].Lower = append([]string(nil), o.Binds[i].Lower...)
+		for j := range o.Binds[i].Lower {
+			abs(&o.Binds[i].Lower[j])
+		}
 	}
 	abs(&o.Root)
 	abs(&o.Upper)
