@@ -34,7 +34,8 @@ func Deploy(ctx context.Context, t Target, p Plan, o Options) (Outcome, error) {
 			return err
 		} else if was != "" {
 			r.say(Event{Step: StepLease, Text: fmt.Sprintf("pipeline %d was live as %s: returning to it", p.Pipeline, was)})
-			if out, err = r.rollback(ctx, was, "", p.Pipeline); err == nil {
+			why := fmt.Sprintf("pipeline %d was run again by %s", p.Pipeline, r.o.Holder)
+			if out, err = r.rollback(ctx, was, why); err == nil {
 				out.Rollback = true
 			}
 			return err
@@ -94,7 +95,7 @@ func Rollback(ctx context.Context, t Target, scope Scope, id string, o Options) 
 		}
 		why := fmt.Sprintf("rolled back from %s to %s by %s", cmp.Or(head.Live, "nothing"), id, r.o.Holder)
 		var err error
-		out, err = r.rollback(ctx, id, why, 0)
+		out, err = r.rollback(ctx, id, why)
 		out.Rollback = err == nil
 		return err
 	})
@@ -212,6 +213,11 @@ func locked(ctx context.Context, t Target, scope Scope, o Options, units []Spec,
 		}
 		return &Failed{Scope: scope, Step: StepPreflight, Serving: head.Live, Err: err}
 	}
+	return leased(ctx, t, scope, o, f)
+}
+
+// leased runs f under the scope's lease.
+func leased(ctx context.Context, t Target, scope Scope, o Options, f func(context.Context, *run) error) error {
 	l, held, err := acquire(ctx, t, scope, o)
 	if err != nil {
 		return err
@@ -236,6 +242,9 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	state, err := r.recover(ctx, &p)
 	if err != nil {
 		return Outcome{}, err
+	}
+	if state.Head.Held != "" { // a rollback whose run had died is finished now
+		return Outcome{}, &HeldError{Scope: p.Scope, Live: state.Head.Live, Why: state.Head.Held}
 	}
 	changes := Decide(p.Units, state)
 	timers := DecideTimers(p.Timers, targets(changes), state)
@@ -262,7 +271,7 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	}
 	rel := Release{
 		Scope: p.Scope, Created: r.o.Now().UTC(), Commit: p.Commit, Pipeline: p.Pipeline, Bundle: p.Bundle,
-		CreatedBy: p.CreatedBy, Units: units, Timers: p.Timers, Previous: state.Head.Live,
+		CreatedBy: p.CreatedBy, Units: units, Timers: p.Timers, Policy: p.Policy, Previous: state.Head.Live,
 	}
 	if open != nil {
 		// The same plan died after it had written record and intent.
@@ -272,7 +281,7 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	} else if rel, err = r.record(ctx, rel); err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, failed(StepRecord, err))
 	}
-	return r.shift(ctx, rel, state, changes, true, func(h *Head) { h.Held = "" })
+	return r.shift(ctx, rel, state, changes, true, Rollout{OnDeath: OnDeathRestore})
 }
 
 // confirm notes that the live release is also what a newer pipeline asks for.
@@ -284,13 +293,25 @@ func (r *run) confirm(ctx context.Context, live Release, pipeline int64) error {
 	})
 }
 
-// rollback makes the recorded release live again, under the lease. Without a
-// why it is the re-run of a pipeline's deploy.
-func (r *run) rollback(ctx context.Context, id, why string, rerun int64) (Outcome, error) {
-	state, err := r.recover(ctx, nil)
+// rollback makes the recorded release live again, under the lease, and holds
+// it for that reason.
+func (r *run) rollback(ctx context.Context, id, why string) (Outcome, error) {
+	state, err := r.observe(ctx)
 	if err != nil {
 		return Outcome{}, err
 	}
+	// One to the same release that died is gone on with, any other is ended.
+	if open := state.Head.Rollout; open != nil && (open.OnDeath != OnDeathFinish || open.To != id) {
+		if state, err = r.recover(ctx, nil); err != nil {
+			return Outcome{}, err
+		}
+	}
+	return r.bringBack(ctx, state, id, why)
+}
+
+// bringBack is rollback from a known state, where an intent may be open
+// towards the same release.
+func (r *run) bringBack(ctx context.Context, state State, id, why string) (Outcome, error) {
 	rel, err := r.t.Release(ctx, r.scope, id)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("deployer: read release %s of %s: %w", id, r.scope, err)
@@ -304,13 +325,8 @@ func (r *run) rollback(ctx context.Context, id, why string, rerun int64) (Outcom
 		changes[i].To = u.Revision // by the record, whatever its content would be called now
 	}
 	timers := DecideTimers(rel.Timers, targets(changes), state)
-	if state.Head.Live == id && !differ(changes, timers) {
-		err := r.lease.update(ctx, func(h *Head) {
-			if why != "" {
-				h.Held = why
-			}
-		})
-		if err != nil {
+	if state.Head.Live == id && state.Head.Rollout == nil && !differ(changes, timers) {
+		if err := r.lease.update(ctx, func(h *Head) { h.Held = why }); err != nil {
 			return Outcome{}, err
 		}
 		r.cleanup(ctx, rel, nil) // an earlier run may have died on its way elsewhere
@@ -319,12 +335,8 @@ func (r *run) rollback(ctx context.Context, id, why string, rerun int64) (Outcom
 	if _, err := r.stage(ctx, specs, changes, state); err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, err)
 	}
-	return r.shift(ctx, rel, state, changes, false, func(h *Head) {
-		if why == "" {
-			why = fmt.Sprintf("pipeline %d was run again by %s", rerun, r.o.Holder)
-		}
-		h.Held = why
-	})
+	intent := Rollout{OnDeath: OnDeathFinish, Why: why}
+	return r.shift(ctx, rel, state, changes, false, intent)
 }
 
 // same reports whether the live release is what the plan asks for, provenance

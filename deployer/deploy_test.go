@@ -359,7 +359,7 @@ func TestRefusals(t *testing.T) {
 	foreign := plan(6, unit("a", "a2"))
 	foreign.Scope.Owner = "43"
 	canary := plan(6, unit("a", "a2"))
-	canary.Strategy = "canary"
+	canary.Policy.Strategy = "canary"
 	long := plan(6, unit(strings.Repeat("x", 40), "aa"))
 	for _, tc := range []struct {
 		name string

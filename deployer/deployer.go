@@ -139,6 +139,7 @@ type Release struct {
 	Bundle    string    `json:"bundle"`   // digest
 	Units     []Live    `json:"units"`
 	Timers    []Timer   `json:"timers,omitempty"`
+	Policy    Policy    `json:"policy,omitzero"`    // how it came, or was to come, live
 	Previous  string    `json:"previous,omitempty"` // release it replaced
 	CreatedBy string    `json:"createdBy,omitempty"`
 }
@@ -175,6 +176,11 @@ type Head struct {
 	Held     string `json:"held,omitempty"` // why it is held; empty: it is not
 	// Rollout is the open intent: a run that finds one finishes or restores it.
 	Rollout *Rollout `json:"rollout,omitempty"`
+	// Undone is the newest rollout that was taken back after its traffic had,
+	// or may have, moved, until another release is live.
+	Undone *Undone `json:"undone,omitempty"`
+	// Warm is until when Previous is kept ready; zero: it is not.
+	Warm time.Time `json:"warm,omitzero"`
 	// Pipeline is the highest IID that was ever made live. An older pipeline
 	// never overwrites it.
 	Pipeline int64 `json:"pipeline,omitempty"`
@@ -207,15 +213,6 @@ type WasLive struct {
 	Release  string    `json:"release"`
 	Pipeline int64     `json:"pipeline,omitempty"`
 	At       time.Time `json:"at"`
-}
-
-// Rollout is an intent written before traffic moves.
-type Rollout struct {
-	To       string    `json:"to"`             // release id
-	From     string    `json:"from,omitempty"` // release id to restore
-	Step     string    `json:"step"`
-	Deadline time.Time `json:"deadline"` // the holder's last renewal + the lease's time
-	OnDeath  string    `json:"onDeath"`  // finish or restore
 }
 
 // MarshalJSON writes the image as its reference.

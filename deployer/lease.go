@@ -118,7 +118,7 @@ func (l *lease) update(ctx context.Context, change func(*Head)) error {
 		change(&want)
 		now := l.opts.Now().UTC()
 		want.Renewed = now
-		if want.Rollout != nil {
+		if want.Rollout != nil && !want.Rollout.Absolute {
 			want.Rollout.Deadline = now.Add(l.opts.Lease.For)
 		}
 		got, err := l.t.SwapHead(ctx, l.scope, want)

@@ -21,9 +21,9 @@ type Plan struct {
 	Pipeline  int64   `json:"pipeline"` // IID; 0 outside pipelines: no order is kept then
 	Bundle    string  `json:"bundle"`
 	CreatedBy string  `json:"createdBy,omitempty"`
-	// Strategy is how traffic moves: direct (also when empty). Others are
-	// refused with [ErrPlanned].
-	Strategy string `json:"strategy,omitempty"`
+	// Policy is how traffic moves. Strategies other than direct are refused
+	// with [ErrPlanned].
+	Policy Policy `json:"policy,omitzero"`
 	// Inputs says by service what each unit was made of: names and sums that
 	// the caller understands. The release carries them, so that a later plan
 	// can say what changed; no revision depends on them.
@@ -344,8 +344,8 @@ func (p Plan) validate() error {
 	if len(bad) > 0 {
 		return fmt.Errorf("%w: %w", ErrInvalid, errors.Join(bad...))
 	}
-	if p.Strategy != "" && p.Strategy != "direct" {
-		return fmt.Errorf("deployer: strategy %s: %w", p.Strategy, ErrPlanned)
+	if p.Policy.Strategy != "" && p.Policy.Strategy != Direct {
+		return fmt.Errorf("deployer: strategy %s: %w", p.Policy.Strategy, ErrPlanned)
 	}
 	return nil
 }

@@ -17,11 +17,10 @@ import (
 // state to go on from. An open intent towards just what p asks for stays
 // open: this run finishes it. Any other is undone.
 func (r *run) recover(ctx context.Context, p *Plan) (State, error) {
-	state, err := Observe(ctx, r.t, r.scope)
+	state, err := r.observe(ctx)
 	if err != nil {
 		return State{}, err
 	}
-	state.Head = r.lease.current()
 	open := state.Head.Rollout
 	if open == nil {
 		return state, nil
@@ -36,11 +35,26 @@ func (r *run) recover(ctx context.Context, p *Plan) (State, error) {
 			return state, nil
 		}
 	}
+	if open.OnDeath == OnDeathFinish {
+		r.say(Event{Step: StepRecover, Text: fmt.Sprintf("an earlier run ended on its way back to %s (%s): finishing it first", open.To, open.Step)})
+		_, err := r.bringBack(ctx, state, open.To, open.Why)
+		var f *Failed
+		if err != nil && (!errors.As(err, &f) || f.Restore != nil) {
+			return State{}, err
+		}
+		// What can't be finished was undone.
+		return r.observe(ctx)
+	}
 	r.say(Event{Step: StepRecover, Text: fmt.Sprintf("an earlier run ended while %s went live (%s): undoing it first", open.To, open.Step)})
-	if err := r.restore(ctx); err != nil {
+	if err := r.restore(ctx, open.left()); err != nil {
 		return State{}, &Failed{Scope: r.scope, Step: StepRecover, Serving: open.From, Restore: err, Err: err}
 	}
-	state, err = Observe(ctx, r.t, r.scope)
+	return r.observe(ctx)
+}
+
+// observe reads the scope's state, with the Head as this run's lease has it.
+func (r *run) observe(ctx context.Context) (State, error) {
+	state, err := Observe(ctx, r.t, r.scope)
 	if err != nil {
 		return State{}, err
 	}
@@ -288,7 +302,7 @@ func (r *run) unstage(ctx context.Context, state State, changes []Change, cause 
 		// This run was finishing another's intent: traffic may have moved.
 		f.Moved = true
 		f.Serving = state.Head.Rollout.From
-		f.Restore = r.restore(ctx)
+		f.Restore = r.restore(ctx, f.Err.Error())
 		return f
 	}
 	services, err := r.t.Services(ctx, r.scope)
@@ -384,9 +398,9 @@ func (r *run) dropBroken(ctx context.Context, live Live, svc Service) error {
 
 // restore undoes the open intent: every unit of the release it came from
 // serves as recorded, what that release did not have is removed, and the
-// intent is closed.
-func (r *run) restore(ctx context.Context) error {
-	open := r.lease.current().Rollout
+// intent is closed. The Head says why.
+func (r *run) restore(ctx context.Context, why string) error {
+	open, at := r.lease.current().Rollout, r.o.Now().UTC()
 	if open == nil {
 		return nil
 	}
@@ -420,7 +434,10 @@ func (r *run) restore(ctx context.Context) error {
 			}
 		}
 	}
-	if err := r.lease.update(ctx, func(h *Head) { h.Rollout = nil }); err != nil {
+	if err := r.lease.update(ctx, func(h *Head) {
+		h.Rollout = nil
+		h.Undone = &Undone{To: open.To, Step: open.Step, Weight: open.Weight, Why: why, By: r.o.Holder, At: at}
+	}); err != nil {
 		return err
 	}
 	r.say(Event{Step: StepRestore, Text: "traffic is as before"})

@@ -10,12 +10,13 @@ import (
 )
 
 // shift moves traffic to the recorded release: intent, traffic, check, live,
-// cleanup. warm keeps the replaced revisions reachable as [TagPrevious]; live
-// adds to the Head in the same write that makes rel live.
-func (r *run) shift(ctx context.Context, rel Release, state State, changes []Change, warm bool, live func(*Head)) (Outcome, error) {
-	from := state.Head.Live
+// cleanup. warm keeps the replaced revisions reachable as [TagPrevious]; intent
+// says what becomes of the shift when this run dies.
+func (r *run) shift(ctx context.Context, rel Release, state State, changes []Change, warm bool, intent Rollout) (Outcome, error) {
+	intent.To, intent.From, intent.Step = rel.ID, state.Head.Live, string(StepTraffic)
 	err := r.lease.update(ctx, func(h *Head) {
-		h.Rollout = &Rollout{To: rel.ID, From: from, Step: string(StepTraffic), OnDeath: "restore"}
+		open := intent
+		h.Rollout = &open
 	})
 	if err != nil {
 		return Outcome{}, r.undo(ctx, state, changes, failed(StepIntent, err))
@@ -35,7 +36,7 @@ func (r *run) shift(ctx context.Context, rel Release, state State, changes []Cha
 	if err := r.switchTimers(ctx, rel); err != nil {
 		return Outcome{}, r.undo(ctx, state, changes, failed(StepTimers, err))
 	}
-	if err := r.golive(ctx, rel, live); err != nil && !r.isLive(ctx, rel) {
+	if err := r.golive(ctx, rel, intent.Why); err != nil && !r.isLive(ctx, rel) {
 		return Outcome{}, r.undo(ctx, state, changes, failed(StepLive, err))
 	}
 	r.say(Event{Step: StepLive, Text: rel.ID + " is live"})
@@ -80,14 +81,14 @@ func (r *run) switchOver(ctx context.Context, rel Release, state State, wave []C
 }
 
 // golive closes the intent and moves the pointer, in one write.
-func (r *run) golive(ctx context.Context, rel Release, live func(*Head)) error {
+func (r *run) golive(ctx context.Context, rel Release, held string) error {
 	at := r.o.Now().UTC()
 	return r.lease.update(ctx, func(h *Head) {
 		h.Live, h.Previous, h.Rollout, h.Staged = rel.ID, rel.Previous, nil, ""
 		h.Pipeline = max(h.Pipeline, rel.Pipeline)
 		h.Seq = max(h.Seq, seqOf(rel.ID))
 		h.remember(WasLive{Release: rel.ID, Pipeline: rel.Pipeline, At: at})
-		live(h)
+		h.Held, h.Undone = held, nil
 	})
 }
 
@@ -138,7 +139,7 @@ func (r *run) undo(ctx context.Context, state State, changes []Change, cause *Fa
 		return r.unstage(ctx, state, changes, cause)
 	}
 	f.Moved = cause.Step != StepIntent
-	f.Restore = r.restore(after)
+	f.Restore = r.restore(after, cause.Err.Error())
 	return f
 }
 
