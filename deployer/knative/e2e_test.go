@@ -5,12 +5,14 @@ package knative_test
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,6 +63,16 @@ func image(t *testing.T, behave string) name.Digest {
 	program, err := unitProgram()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if behave == "foreign" {
+		// The same program, as its header says for another processor.
+		program = slices.Clone(program)
+		elf := program[:20]
+		if m := binary.LittleEndian.Uint16(elf[18:]); m == 0xb7 {
+			binary.LittleEndian.PutUint16(elf[18:], 0x3e)
+		} else {
+			binary.LittleEndian.PutUint16(elf[18:], 0xb7)
+		}
 	}
 	img, err := mutate.AppendLayers(empty.Image, layer(t, "bin/unit", 0o755, program), layer(t, "app/name", 0o644, []byte(behave)))
 	if err != nil {

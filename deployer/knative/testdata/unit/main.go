@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -35,6 +36,16 @@ func main() {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/health/", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("/env/{name}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, os.Getenv(r.PathValue("name")))
+	})
+	mux.HandleFunc("/file/", func(w http.ResponseWriter, r *http.Request) {
+		b, err := os.ReadFile(strings.TrimPrefix(r.URL.Path, "/file"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+		}
+		w.Write(b)
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, os.Getenv("K_REVISION"))
 	})
