@@ -112,36 +112,39 @@ func Resume(ctx context.Context, t Target, scope Scope, o Options) error {
 // Stop removes everything the scope runs. Its records stay, so that a
 // rollback brings it back.
 func Stop(ctx context.Context, t Target, scope Scope, o Options) error {
-	return locked(ctx, t, scope, o, nil, func(ctx context.Context, r *run) error {
-		services, err := t.Services(ctx, scope)
-		if err != nil {
-			return fmt.Errorf("deployer: observe %s: %w", scope, err)
+	return locked(ctx, t, scope, o, nil, func(ctx context.Context, r *run) error { return r.stop(ctx) })
+}
+
+// stop is Stop under the lease.
+func (r *run) stop(ctx context.Context) error {
+	services, err := r.t.Services(ctx, r.scope)
+	if err != nil {
+		return fmt.Errorf("deployer: observe %s: %w", r.scope, err)
+	}
+	// The record says so first: what is missing afterwards was meant to be.
+	err = r.lease.update(ctx, func(h *Head) {
+		if h.Live != "" {
+			h.Previous = h.Live
 		}
-		// The record says so first: what is missing afterwards was meant to be.
-		err = r.lease.update(ctx, func(h *Head) {
-			if h.Live != "" {
-				h.Previous = h.Live
-			}
-			h.Live, h.Rollout, h.Staged = "", nil, ""
-		})
-		if err != nil {
-			return err
-		}
-		// Timers before what they call.
-		if err := r.removeTimers(ctx); err != nil {
-			return fmt.Errorf("deployer: stop %s: %w", scope, err)
-		}
-		for _, svc := range services {
-			r.say(Event{Step: StepCleanup, Unit: svc.Unit, Text: "remove " + svc.Name})
-			if err := t.RemoveService(ctx, r.lease.fence(), svc.Name); err != nil {
-				return fmt.Errorf("deployer: remove %s: %w", svc.Name, err)
-			}
-		}
-		if err := t.EndRuns(ctx, r.lease.fence()); err != nil {
-			return fmt.Errorf("deployer: end the runs of %s: %w", scope, err)
-		}
-		return nil
+		h.Live, h.Rollout, h.Staged, h.Tombstones = "", nil, "", nil
 	})
+	if err != nil {
+		return err
+	}
+	// Timers before what they call.
+	if err := r.removeTimers(ctx); err != nil {
+		return fmt.Errorf("deployer: stop %s: %w", r.scope, err)
+	}
+	for _, svc := range services {
+		r.say(Event{Step: StepCleanup, Unit: svc.Unit, Text: "remove " + svc.Name})
+		if err := r.t.RemoveService(ctx, r.lease.fence(), svc.Name); err != nil {
+			return fmt.Errorf("deployer: remove %s: %w", svc.Name, err)
+		}
+	}
+	if err := r.t.EndRuns(ctx, r.lease.fence()); err != nil {
+		return fmt.Errorf("deployer: end the runs of %s: %w", r.scope, err)
+	}
+	return nil
 }
 
 // superseded decides the order of pipelines: nothing, a refusal, or the id of
@@ -174,6 +177,10 @@ type run struct {
 	nonceless  map[string]bool
 	unverified bool
 	warnings   []string
+}
+
+func newRun(t Target, scope Scope, o Options, l *lease) *run {
+	return &run{t: t, scope: scope, o: o, lease: l, made: map[string]Revision{}, nonceless: map[string]bool{}, created: map[string]bool{}}
 }
 
 func (r *run) say(e Event) { r.o.say(e) }
@@ -222,7 +229,7 @@ func leased(ctx context.Context, t Target, scope Scope, o Options, f func(contex
 	if err != nil {
 		return err
 	}
-	r := &run{t: t, scope: scope, o: o, lease: l, made: map[string]Revision{}, nonceless: map[string]bool{}, created: map[string]bool{}}
+	r := newRun(t, scope, o, l)
 	err = f(held, r)
 	after, cancel := r.after(ctx)
 	defer cancel()

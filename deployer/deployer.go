@@ -181,6 +181,10 @@ type Head struct {
 	Undone *Undone `json:"undone,omitempty"`
 	// Warm is until when Previous is kept ready; zero: it is not.
 	Warm time.Time `json:"warm,omitzero"`
+	// Tombstones mark services that nothing refers to any more, by name;
+	// [TombstoneAll] stands for all of the scope. A sweep writes them first and
+	// removes later. The map is never changed in place.
+	Tombstones map[string]Tombstone `json:"tombstones,omitempty"`
 	// Pipeline is the highest IID that was ever made live. An older pipeline
 	// never overwrites it.
 	Pipeline int64 `json:"pipeline,omitempty"`
@@ -214,6 +218,16 @@ type WasLive struct {
 	Pipeline int64     `json:"pipeline,omitempty"`
 	At       time.Time `json:"at"`
 }
+
+// Tombstone says since when, by the clock of who wrote it, something is
+// nobody's, and why it is thought so.
+type Tombstone struct {
+	Since time.Time `json:"since"`
+	Why   string    `json:"why"`
+}
+
+// TombstoneAll is the name under which the whole scope has its tombstone.
+const TombstoneAll = "*"
 
 // MarshalJSON writes the image as its reference.
 func (s Spec) MarshalJSON() ([]byte, error) {

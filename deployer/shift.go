@@ -88,7 +88,7 @@ func (r *run) golive(ctx context.Context, rel Release, held string) error {
 		h.Pipeline = max(h.Pipeline, rel.Pipeline)
 		h.Seq = max(h.Seq, seqOf(rel.ID))
 		h.remember(WasLive{Release: rel.ID, Pipeline: rel.Pipeline, At: at})
-		h.Held, h.Undone = held, nil
+		h.Held, h.Undone, h.Tombstones = held, nil, nil
 	})
 }
 

@@ -39,5 +39,6 @@ func commands(getenv func(string) string) []*cli.Command {
 		imageCommand(getenv),
 		localCommand(getenv),
 		ossCommand(getenv),
+		sweepCommand(getenv),
 	}
 }

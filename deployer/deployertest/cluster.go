@@ -31,13 +31,14 @@ type Cluster struct {
 	version  int
 	heads    map[string]deployer.Head
 	owners   map[string]string // of heads
+	scopes   map[string]deployer.Scope
 	releases map[string]deployer.Release
 	services map[string]*service // by namespace/name
 	timers   map[string]*timer   // by scope and key
 	runs     map[string]jobRun
 }
 
-var _ deployer.Target = (*Cluster)(nil)
+var _ deployer.Lister = (*Cluster)(nil)
 
 // Behaviour is how a container behaves.
 type Behaviour struct {
@@ -139,12 +140,23 @@ func (c *Cluster) SwapHead(ctx context.Context, scope deployer.Scope, h deployer
 		return deployer.Head{}, deployer.ErrConflict
 	}
 	if c.heads == nil {
-		c.heads, c.owners = map[string]deployer.Head{}, map[string]string{}
+		c.heads, c.owners, c.scopes = map[string]deployer.Head{}, map[string]string{}, map[string]deployer.Scope{}
 	}
 	c.version++
 	h.Version = strconv.Itoa(c.version)
-	c.heads[key(scope)], c.owners[key(scope)] = clone(h), scope.Owner
+	c.heads[key(scope)], c.owners[key(scope)], c.scopes[key(scope)] = clone(h), scope.Owner, scope
 	return h, nil
+}
+
+// Scopes implements deployer.Lister.
+func (c *Cluster) Scopes(ctx context.Context) ([]deployer.Recorded, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []deployer.Recorded
+	for k, scope := range c.scopes {
+		all = append(all, deployer.Recorded{Scope: scope, Head: clone(c.heads[k])})
+	}
+	return all, ctx.Err()
 }
 
 // CreateRelease implements deployer.Records.

@@ -38,6 +38,8 @@ type Config struct {
 	Context string
 	// Namespace is used for scopes without one; empty: the context's.
 	Namespace string
+	// Namespaces are those that [Target.Scopes] looks into; empty: all.
+	Namespaces []string
 	// IngressAddress, host:port, is where requests to units are sent,
 	// whatever DNS says about their names. Empty: DNS decides.
 	IngressAddress string
