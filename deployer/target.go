@@ -3,6 +3,8 @@ package deployer
 import (
 	"context"
 	"time"
+
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
 )
 
 // Target is what [Deploy] needs from a cluster: small verbs that do one thing
@@ -19,6 +21,7 @@ type Target interface {
 	Records
 	Units
 	Jobs
+	Loads
 }
 
 // Records keeps one scope's Head and Releases.
@@ -104,6 +107,43 @@ type SecretKey struct {
 	By     string    `json:"by,omitempty"`
 	At     time.Time `json:"at,omitzero"`
 }
+
+// Loads see and steer what a unit's revisions carry, while traffic moves.
+type Loads interface {
+	// Instances says how many of the revision's instances are Ready.
+	Instances(ctx context.Context, scope Scope, service, revision string) (int, error)
+	// SetFloor keeps at least n instances of the revision running, within its
+	// MaxScale, as long as it has a share or a tag; 0 leaves their number to
+	// the revision's own scale again. Other parts of the unit don't change. It
+	// does not wait. A target that runs one instance of each revision does
+	// nothing: [Observed.Floor] stays 0 there.
+	SetFloor(ctx context.Context, f Fence, service, revision string, n int) error
+	// Ask sends a request to the revision, at its own URL. [ErrUnreachable] as
+	// in Probe. A time-out is an error, not a Reply.
+	Ask(ctx context.Context, scope Scope, service, revision string, q Request) (Reply, error)
+	// Measure says what the revision's instances have counted; those that
+	// can't be asked are left out. [ErrNotFound] when none counts: a container
+	// without our adapter, nothing running.
+	Measure(ctx context.Context, scope Scope, service, revision string) ([]analysis.Counts, error)
+}
+
+// Request is what [Loads.Ask] sends.
+type Request struct {
+	Method string `json:"method"`
+	Path   string `json:"path"` // with query
+	// Limit is how long the answer may take, in ns; 0: the target's default.
+	Limit time.Duration `json:"limit,omitempty"`
+}
+
+// Reply is what came back.
+type Reply struct {
+	Status int           `json:"status"`
+	Took   time.Duration `json:"took"`           // until the answer was complete, in ns
+	Body   string        `json:"body,omitempty"` // its first 512 bytes
+}
+
+// MaxReplyBody bounds Reply.Body, in bytes.
+const MaxReplyBody = 512
 
 // Fence is the right to write: a scope, and the epoch of the lease the writer
 // holds. Targets refuse an epoch that is older than the Head's or than the
@@ -195,6 +235,8 @@ type Observed struct {
 	Failure *Failure `json:"failure,omitempty"`
 	// Why says what a pending revision waits for.
 	Why string `json:"why,omitempty"`
+	// Floor is what SetFloor asked for.
+	Floor int `json:"floor,omitempty"`
 	// Sandbox is as in [Revision].
 	Sandbox string `json:"sandbox,omitempty"`
 }
@@ -207,6 +249,8 @@ type Answer struct {
 	Revision string `json:"revision,omitempty"`
 	Image    string `json:"image,omitempty"`
 	Key      string `json:"key,omitempty"`
+	// Via names the way, where it was not the one that callers go.
+	Via string `json:"via,omitempty"`
 }
 
 // Headers of the nonce protocol. A request that carries HeaderNonce is

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
 )
 
 // Cluster is a Target in memory: a real implementation of the contract whose
@@ -50,6 +51,13 @@ type Behaviour struct {
 	RefuseTimer error
 	// Fails is how every run of the job ends.
 	Fails *deployer.Failure
+	// Pods is how many instances run at first; 0 means 1. Those that a floor
+	// adds are Ready after Delay.
+	Pods int
+	// Reply is what it answers to requests; nil: 200 at once.
+	Reply func(deployer.Request) (deployer.Reply, error)
+	// Count is what its instances have counted; nil: nothing counts.
+	Count func() []analysis.Counts
 	// Answer replaces what it answers to a nonce; nil: the truth.
 	Answer func(deployer.Answer) (deployer.Answer, error)
 }
@@ -70,6 +78,8 @@ type revision struct {
 	spec    deployer.Spec
 	created time.Time
 	behaves Behaviour
+	floor   int
+	raised  time.Time // when the floor was set
 }
 
 func key(s deployer.Scope) string { return s.Namespace + "/" + s.Service + "/" + s.Environment }
@@ -290,7 +300,7 @@ func (c *Cluster) Services(ctx context.Context, scope deployer.Scope) ([]deploye
 			phase, failure, _ := c.phase(r)
 			s.Revisions = append(s.Revisions, deployer.Observed{
 				Name: name, Hash: r.spec.Hash(), Image: r.spec.Image.String(), Phase: phase,
-				URL: url(name), Created: r.created, Failure: failure,
+				URL: url(name), Created: r.created, Failure: failure, Floor: r.floor,
 			})
 		}
 		slices.SortFunc(s.Revisions, func(a, b deployer.Observed) int { return strings.Compare(a.Name, b.Name) })

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
 )
 
 // ErrDead is what a dead run's calls return: nobody hears it in real life.
@@ -187,4 +188,24 @@ func (d *Dying) FollowRun(ctx context.Context, s deployer.Scope, run string, out
 // EndRuns implements deployer.Jobs.
 func (d *Dying) EndRuns(ctx context.Context, f deployer.Fence) error {
 	return d.call("EndRuns", func() error { return d.Target.EndRuns(ctx, f) })
+}
+
+// Instances implements deployer.Loads.
+func (d *Dying) Instances(ctx context.Context, s deployer.Scope, service, revision string) (int, error) {
+	return ask(d, "Instances", func() (int, error) { return d.Target.Instances(ctx, s, service, revision) })
+}
+
+// SetFloor implements deployer.Loads.
+func (d *Dying) SetFloor(ctx context.Context, f deployer.Fence, service, revision string, n int) error {
+	return d.call("SetFloor", func() error { return d.Target.SetFloor(ctx, f, service, revision, n) })
+}
+
+// Ask implements deployer.Loads.
+func (d *Dying) Ask(ctx context.Context, s deployer.Scope, service, revision string, q deployer.Request) (deployer.Reply, error) {
+	return ask(d, "Ask", func() (deployer.Reply, error) { return d.Target.Ask(ctx, s, service, revision, q) })
+}
+
+// Measure implements deployer.Loads.
+func (d *Dying) Measure(ctx context.Context, s deployer.Scope, service, revision string) ([]analysis.Counts, error) {
+	return ask(d, "Measure", func() ([]analysis.Counts, error) { return d.Target.Measure(ctx, s, service, revision) })
 }

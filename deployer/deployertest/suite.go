@@ -46,6 +46,7 @@ func TestTarget(t *testing.T, start func(t *testing.T) Env) {
 		{"Foreign", testForeign},
 		{"Fence", testFence},
 		{"Cancel", testCancel},
+		{"Loads", testLoads},
 		{"Deploy", testDeploy},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -494,5 +495,68 @@ func testDeploy(t *testing.T, s *suite) {
 	s.ok("stop", deployer.Stop(s.ctx, s.Target, s.Scope, s.Options))
 	if all, err := s.Target.Services(s.ctx, s.Scope); err != nil || len(all) != 0 {
 		t.Errorf("services %v, %v after stop", all, err)
+	}
+}
+
+func testLoads(t *testing.T, s *suite) {
+	f := s.lease()
+	u := s.unit("main", s.One)
+	u.MaxScale = 2
+	r := s.up(f, u).Name
+	s.ok("traffic", s.Target.SetTraffic(s.ctx, f, u.Name, []deployer.Share{{Revision: r, Percent: 100}}))
+	s.answers(u, "", r)
+	s.ok("floor", s.Target.SetFloor(s.ctx, f, u.Name, r, 3))
+	s.ok("floor again", s.Target.SetFloor(s.ctx, f, u.Name, r, 3))
+	svc, _ := s.service("main")
+	seen, _ := svc.Revision(r)
+	if seen.Floor != 0 && seen.Floor != 2 {
+		t.Errorf("floor %d; want 2, or 0 where there is one instance of each", seen.Floor)
+	}
+	if svc.Template != r || len(svc.Revisions) != 1 || seen.Hash != u.Hash() {
+		t.Errorf("a floor changed the service: %+v", svc)
+	}
+	want := max(1, seen.Floor)
+	deadline := time.Now().Add(s.Patience)
+	for {
+		n, err := s.Target.Instances(s.ctx, s.Scope, u.Name, r)
+		s.ok("count instances", err)
+		if n == want {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d instances; want %d", n, want)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.ok("restore", s.Target.RestoreTemplate(s.ctx, f, u, r)) // with a floor set
+	s.ok("release the floor", s.Target.SetFloor(s.ctx, f, u.Name, r, 0))
+	svc, _ = s.service("main")
+	if seen, _ := svc.Revision(r); seen.Floor != 0 || len(svc.Revisions) != 1 {
+		t.Errorf("%+v after the floor was given back", svc)
+	}
+	for range 3 {
+		a, err := s.Target.Ask(s.ctx, s.Scope, u.Name, r, deployer.Request{Method: "GET", Path: "/hello?x=1", Limit: s.Patience})
+		s.ok("ask", err)
+		if a.Status == 0 || a.Took < 0 {
+			t.Errorf("reply %+v", a)
+		}
+	}
+	if counts, err := s.Target.Measure(s.ctx, s.Scope, u.Name, r); err == nil {
+		var sum uint64
+		for _, c := range counts {
+			sum += c.Requests
+		}
+		if sum < 3 {
+			t.Errorf("counted %d requests of 3 at least: %+v", sum, counts)
+		}
+	} else if !errors.Is(err, deployer.ErrNotFound) {
+		t.Errorf("measure: %v", err)
+	}
+	if _, err := s.Target.Measure(s.ctx, s.Scope, u.Name, u.RevisionName(2)); !errors.Is(err, deployer.ErrNotFound) {
+		t.Errorf("measure what is not there: %v; want not found", err)
+	}
+	s.lease()
+	if err := s.Target.SetFloor(s.ctx, f, u.Name, r, 2); !errors.Is(err, deployer.ErrFenced) && seen.Floor > 0 {
+		t.Errorf("floor under an old epoch: %v; want fenced", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -80,6 +81,10 @@ type Target struct {
 	units *http.Client
 	// inside reaches units that are internal, where this process may.
 	inside *http.Client
+	// api is the way to the API server for what its client can't: requests
+	// to units, with their answers' headers. server is its address.
+	api    *http.Client
+	server string
 }
 
 var _ deployer.Target = (*Target)(nil)
@@ -115,6 +120,14 @@ func New(c Config) (*Target, error) {
 		r.QPS, r.Burst = 50, 100
 	}
 	r.WarningHandler = rest.NoWarnings{}
+	api, err := rest.HTTPClientFor(r)
+	if err != nil {
+		return nil, fmt.Errorf("knative: %w", err)
+	}
+	server, _, err := rest.DefaultServerUrlFor(r)
+	if err != nil {
+		return nil, fmt.Errorf("knative: %w", err)
+	}
 	kube, err := kubernetes.NewForConfig(r)
 	if err != nil {
 		return nil, fmt.Errorf("knative: %w", err)
@@ -137,7 +150,7 @@ func New(c Config) (*Target, error) {
 	t.Probe = cmp.Or(t.Probe, 10*time.Second)
 	t.Image = cmp.Or(t.Image, 10*time.Second)
 	c.Namespace = cmp.Or(c.Namespace, "default")
-	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c), inside: insideClient(c)}, nil
+	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c), inside: insideClient(c), api: api, server: strings.TrimSuffix(server.String(), "/")}, nil
 }
 
 // namespace is where the scope lives.

@@ -92,6 +92,7 @@ func observed(e evidence) deployer.Observed {
 	r := e.revision
 	o := deployer.Observed{
 		Name: r.Name, Hash: r.Annotations[AnnotationHash], Phase: deployer.Ready, Created: r.CreationTimestamp.Time,
+		Floor: floorOf(r),
 	}
 	if c := unitContainer(r.Spec.Containers); c != nil {
 		o.Image = c.Image

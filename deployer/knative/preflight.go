@@ -36,13 +36,14 @@ func Rights() []Right {
 	const serving = "serving.knative.dev"
 	return []Right{
 		{Group: serving, Resource: "services", Verbs: []string{"get", "list", "watch", "create", "update", "delete"}},
-		{Group: serving, Resource: "revisions", Verbs: []string{"get", "list", "watch", "delete"}},
+		{Group: serving, Resource: "revisions", Verbs: []string{"get", "list", "watch", "patch", "delete"}},
 		{Group: serving, Resource: "routes", Verbs: []string{"get", "list", "watch"}},
 		{Group: serving, Resource: "configurations", Verbs: []string{"list"}},
 		{Group: "coordination.k8s.io", Resource: "leases", Verbs: []string{"get", "create", "update"}},
 		{Resource: "configmaps", Verbs: []string{"get", "list", "create", "delete"}},
 		{Resource: "pods", Verbs: []string{"list", "watch"}},
 		{Resource: "pods", Subresource: "log", Verbs: []string{"get"}},
+		{Resource: "pods", Subresource: "proxy", Verbs: []string{"get"}}, // what the adapter has counted
 		{Resource: "events", Verbs: []string{"list", "watch"}},
 		{Resource: "resourcequotas", Verbs: []string{"list"}},
 		// Only versions and names of keys are looked at; Kubernetes has no

@@ -3,14 +3,11 @@ package knative
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"syscall"
 	"time"
 
-	"knative.dev/networking/pkg/apis/networking"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -44,45 +41,20 @@ func clientOf(tr *http.Transport, c Config) *http.Client {
 
 // Probe implements [deployer.Units].
 func (t *Target) Probe(ctx context.Context, scope deployer.Scope, service, revision, nonce string) (deployer.Answer, error) {
-	svc, route, err := t.routeOf(ctx, scope, service)
+	at, err := t.address(ctx, scope, service, revision)
 	if err != nil {
 		return deployer.Answer{}, err
 	}
-	url := routeURL(svc, route)
-	if revision != "" {
-		url = revisionURL(revision, route)
-		if url == "" && svc != nil && onlyTraffic(svc, revision) {
-			url = routeURL(svc, route)
-		}
-	}
-	if svc == nil || url == "" {
+	if at.url == "" {
 		return deployer.Answer{Status: http.StatusNotFound}, nil // nothing answers for it
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	res, _, via, err := t.ask(ctx, scope, at, revision, http.MethodGet, "/", nonce)
 	if err != nil {
-		return deployer.Answer{}, fmt.Errorf("knative: ask %s: %w", url, err)
+		return deployer.Answer{}, err
 	}
-	req.Header.Set(deployer.HeaderNonce, nonce)
-	client, ingress := t.units, t.cfg.IngressAddress
-	if svc.Labels[networking.VisibilityLabelKey] != "" {
-		client, ingress = t.inside, ""
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		if ctx.Err() != nil {
-			return deployer.Answer{}, context.Cause(ctx)
-		}
-		if ingress == "" && unreachable(err) {
-			return deployer.Answer{}, fmt.Errorf("knative: ask %s: %w: %w", url, deployer.ErrUnreachable, err)
-		}
-		// An address that was given is one that ought to answer.
-		return deployer.Answer{}, fmt.Errorf("knative: ask %s: %w", url, err)
-	}
-	defer res.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10))
 	return deployer.Answer{
 		Status: res.StatusCode, Nonce: res.Header.Get(deployer.HeaderNonce), Revision: res.Header.Get(deployer.HeaderRevision),
-		Image: res.Header.Get(deployer.HeaderImage), Key: res.Header.Get(deployer.HeaderKey),
+		Image: res.Header.Get(deployer.HeaderImage), Key: res.Header.Get(deployer.HeaderKey), Via: via,
 	}, nil
 }
 

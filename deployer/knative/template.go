@@ -166,6 +166,7 @@ func environment(s deployer.Spec) []corev1.EnvVar {
 	plain("FAAS_UNIT", s.Table)
 	plain("FAAS_IMAGE", s.Image.String())
 	plain("FAAS_KEY", s.Key)
+	plain("FAAS_METRICS_PORT", strconv.Itoa(MetricsPort))
 	var env []corev1.EnvVar
 	for _, k := range slices.Sorted(maps.Keys(all)) {
 		env = append(env, all[k])
@@ -250,6 +251,7 @@ func templateOf(r *servingv1.Revision) servingv1.RevisionTemplateSpec {
 			t.Annotations[k] = v
 		}
 	}
+	withoutFloor(t.Annotations)
 	return t
 }
 

@@ -60,6 +60,7 @@ func TestTemplate(t *testing.T) {
 		"pull":        {c.ImagePullPolicy, corev1.PullIfNotPresent},
 		"env": {c.Env, []corev1.EnvVar{
 			{Name: "A", Value: "costs $$5"}, {Name: "B", Value: "2"}, {Name: "FAAS_IMAGE", Value: s.Image.String()}, {Name: "FAAS_KEY", Value: "k1"},
+			{Name: "FAAS_METRICS_PORT", Value: "9095"},
 			{Name: "FAAS_UNIT", Value: `{"name":"main","price":"$$(PRICE)"}`}, // ours, unexpanded
 		}},
 	} {

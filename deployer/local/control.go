@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
 )
 
 // request is what any verb may need; reply what any may return. Both ends are
@@ -47,6 +48,7 @@ type reply struct {
 	Lines    []string           `json:"lines,omitempty"`
 	URL      string             `json:"url,omitempty"`
 	Sandbox  string             `json:"sandbox,omitempty"`
+	Counts   []analysis.Counts  `json:"counts,omitempty"`
 	Error    *wireError         `json:"error,omitempty"`
 }
 
@@ -126,6 +128,7 @@ func (s *Server) control() http.Handler {
 		"remove-revision": s.doRemoveRevision,
 		"remove-service":  s.doRemoveService,
 		"logs":            s.doLogs,
+		"measure":         s.doMeasure,
 	}
 	mux := http.NewServeMux()
 	for verb, do := range verbs {

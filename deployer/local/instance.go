@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
@@ -55,6 +56,7 @@ type instance struct {
 	until    time.Time // wanted at least until then
 	ending   bool      // removed, or the server ends
 	inflight int
+	counts   analysis.Counts
 	proxy    *httputil.ReverseProxy
 }
 

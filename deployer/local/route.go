@@ -88,12 +88,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		if err != nil {
 			if r.Context().Err() == nil {
+				i.count(r, http.StatusServiceUnavailable, 0)
 				say(w, http.StatusServiceUnavailable, err.Error())
 			}
 			return
 		}
 		defer release()
-		proxy.ServeHTTP(w, out)
+		start, seen := time.Now(), &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		defer func() { i.count(r, seen.status, time.Since(start)) }()
+		proxy.ServeHTTP(seen, out)
 		return
 	}
 	say(w, http.StatusServiceUnavailable, "the unit is being removed")
