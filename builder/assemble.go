@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/registry"
 )
@@ -32,12 +35,18 @@ type build struct {
 	up      *errgroup.Group
 	upCtx   context.Context
 	sandbox string
+	beside  []Referrer
+
+	mu       sync.Mutex
+	warnings []string
 }
 
-// part is a layer of ours. reused is settled when all transfers have ended.
+// part is a layer of ours. reused and took are settled when all transfers have
+// ended.
 type part struct {
 	titled
 	reused bool
+	took   time.Duration
 }
 
 // assemble makes all parts at once and pushes each as soon as it is there,
@@ -49,7 +58,8 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 	b.up, b.upCtx = errgroup.WithContext(ctx)
 	b.up.SetLimit(transfers)
 	var base *baseImage
-	var baseReused []bool
+	var baseReused []part
+	began := e.o.Now()
 	parts := make([]*part, len(req.Layers)+2) // trees, dependencies, code
 	// A transfer that fails ends the work as well, with its reason.
 	work, wctx := errgroup.WithContext(b.upCtx)
@@ -57,10 +67,11 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		if base, err = e.base(wctx, s, req.Base); err != nil {
 			return err
 		}
-		baseReused = make([]bool, len(base.manifest.Layers))
+		baseReused = make([]part, len(base.manifest.Layers))
 		for i, l := range base.manifest.Layers {
 			b.up.Go(func() (err error) {
-				baseReused[i], err = b.baseLayer(b.upCtx, l)
+				baseReused[i].reused, err = b.baseLayer(b.upCtx, l)
+				baseReused[i].took = e.o.Now().Sub(began)
 				return err
 			})
 		}
@@ -95,21 +106,33 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 			b.up.Go(func() (err error) {
 				ask := shared || l.Info().Size >= bigEnoughToAsk
 				p.reused, err = b.ensure(b.upCtx, blobOf(p.title, l), nil, ask)
+				p.took = e.o.Now().Sub(began)
 				return err
 			})
 			return nil
 		})
 	}
 	if req.Dependencies != nil {
+		work.Go(func() error {
+			p, err := b.dependencies(wctx)
+			if p != nil {
+				p.took = e.o.Now().Sub(began)
+				parts[len(req.Layers)] = p
+			}
+			return err
+		})
+	}
+	var bom attest.BOM
+	if req.Origin != nil {
 		work.Go(func() (err error) {
-			parts[len(req.Layers)], err = b.dependencies(wctx)
+			bom, err = b.bom(wctx)
 			return err
 		})
 	}
 	err := work.Wait()
 	var config, manifest []byte
 	if err == nil {
-		config, manifest, err = compose(base, req.Base.DigestStr(), titles(parts), req.Config)
+		config, manifest, err = compose(base, req.Base.DigestStr(), req.below(), titles(parts), req.Config)
 	}
 	if err != nil {
 		cancel(err)
@@ -118,6 +141,9 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 			_, err := b.ensure(b.upCtx, bytesBlob("configuration", config), nil, false)
 			return err
 		})
+		if req.Origin != nil {
+			b.up.Go(func() error { return b.referrers(b.upCtx, bom, manifest) })
+		}
 	}
 	uerr := b.up.Wait()
 	if err == nil {
@@ -132,13 +158,13 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		}
 		return Image{}, err
 	}
-	image := Image{Ref: req.Repository.Digest(sumOf(manifest).String()), Sandbox: b.sandbox}
+	image := Image{Ref: req.Repository.Digest(sumOf(manifest).String()), Sandbox: b.sandbox, Referrers: b.beside, Warnings: b.warnings}
 	for i, l := range base.manifest.Layers {
-		image.Layers = append(image.Layers, Layer{Title: "base", Digest: l.Digest.String(), Size: l.Size, Reused: baseReused[i]})
+		image.Layers = append(image.Layers, Layer{Title: "base", Digest: l.Digest.String(), Size: l.Size, Reused: baseReused[i].reused, Took: baseReused[i].took})
 	}
 	for _, p := range parts {
 		if p != nil {
-			image.Layers = append(image.Layers, Layer{Title: p.title, Digest: p.info.Digest.String(), Size: p.info.Size, Reused: p.reused})
+			image.Layers = append(image.Layers, Layer{Title: p.title, Digest: p.info.Digest.String(), Size: p.info.Size, Reused: p.reused, Took: p.took})
 		}
 	}
 	return image, nil
@@ -200,7 +226,7 @@ func (b *build) ensure(ctx context.Context, blob registry.Blob, from *name.Repos
 	if from == nil {
 		from = b.e.memo.elsewhere(repo, blob.Digest)
 	}
-	mounted, err := b.s.Push(ctx, repo, blob, from)
+	mounted, err := b.e.watched(b.req.Name, blob, func(blob registry.Blob) (bool, error) { return b.s.Push(ctx, repo, blob, from) })
 	if err != nil {
 		return false, err
 	}

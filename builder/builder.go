@@ -10,8 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/kuroko-faas/kuroko/builder/attest"
 )
 
 // Engine builds images. Implementations are safe for concurrent use.
@@ -50,6 +53,10 @@ type Request struct {
 	// Dockerfile, when set, replaces everything but Repository, Key and Code:
 	// an engine that executes Dockerfiles builds it with Code as its context.
 	Dockerfile *Dockerfile
+	// Origin is who had the image made and of what. When it is set, a new
+	// image gets a bill of materials and provenance beside it. No part of it
+	// enters the image or its key.
+	Origin *attest.Provenance
 }
 
 // Tree is a set of files put at Prefix. Paths lists the files of FS that take
@@ -63,12 +70,12 @@ type Tree struct {
 
 // Config is the part of the image's configuration that we decide.
 type Config struct {
-	WorkingDir string
-	Entrypoint []string
-	Cmd        []string
-	Env        []string // KEY=value, appended to the base's
-	User       string   // uid:gid
-	Labels     map[string]string
+	WorkingDir string            `json:"workingDir,omitempty"`
+	Entrypoint []string          `json:"entrypoint,omitempty"`
+	Cmd        []string          `json:"cmd,omitempty"`
+	Env        []string          `json:"env,omitempty"`  // KEY=value, appended to the base's
+	User       string            `json:"user,omitempty"` // uid:gid
+	Labels     map[string]string `json:"labels,omitempty"`
 }
 
 // Dependencies names the lock file that decides the dependency layer.
@@ -106,6 +113,17 @@ type Image struct {
 	// Sandbox is where foreign commands ran: root, userns, none; empty when
 	// none ran.
 	Sandbox string `json:"sandbox,omitempty"`
+	// Referrers are what was stored beside a new image.
+	Referrers []Referrer `json:"referrers,omitempty"`
+	// Warnings are for people: what was left out and why.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Referrer is a document about an image, stored beside it.
+type Referrer struct {
+	Predicate string `json:"predicate"` // what it says: a URI
+	Digest    string `json:"digest"`    // of its manifest
+	Signed    bool   `json:"signed"`
 }
 
 // Layer is one layer of an image, for the table at the end of the log.
@@ -114,6 +132,9 @@ type Layer struct {
 	Digest string `json:"digest"`
 	Size   int64  `json:"size"` // compressed bytes
 	Reused bool   `json:"reused"`
+	// Took is how long it took to make and to bring to its place; zero when
+	// nothing was done.
+	Took time.Duration `json:"took,omitempty"`
 }
 
 // ErrDenied is in the chain when a registry refuses the credentials, or there

@@ -24,9 +24,71 @@ func sumOf(b []byte) v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
 }
 
+// What an image says of itself, so that its parts can be told apart, and
+// changed, without the source.
+const (
+	noteLayer  = "io.kuroko.layer"  // on a layer: base, adapter, dependencies, code, …
+	noteNative = "io.kuroko.native" // on a layer: true when it holds machine code
+	noteConfig = "io.kuroko.config" // on a manifest: the request's Config as JSON
+	noteBase   = "org.opencontainers.image.base.digest"
+)
+
+// Kinds of the layers below ours.
+const (
+	kindBase = "base"
+	// kindDockerfile marks what a Dockerfile's instructions made: base and
+	// additions in one, made for this image alone.
+	kindDockerfile = "dockerfile"
+)
+
+// below is the kind of the layers that a request stands on: an image in its
+// own repository was made for it by instructions.
+func (r *Request) below() string {
+	if r.Base.Context().Name() == r.Repository.Name() {
+		return kindDockerfile
+	}
+	return kindBase
+}
+
+// abiLabel is the label of base images that changes when machine code built
+// for an earlier one would not run on a later one.
+const abiLabel = "abi"
+
+// labelPrefix is OCI's. What a base says under it is about the base.
+const labelPrefix = "org.opencontainers.image."
+
 // compose writes configuration and manifest of an image: base, then layers.
 // Nothing in them names a registry, a time or a machine.
-func compose(base *baseImage, baseDigest string, layers []titled, c Config) (config, manifest []byte, err error) {
+func compose(base *baseImage, baseDigest, kind string, layers []titled, c Config) (config, manifest []byte, err error) {
+	if config, err = composeConfig(base, layers, c); err != nil {
+		return nil, nil, err
+	}
+	settings, err := json.Marshal(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	man := v1.Manifest{
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
+		Annotations: map[string]string{noteBase: baseDigest, noteConfig: string(settings)},
+		Config:      v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: sumOf(config), Size: int64(len(config))},
+	}
+	for _, l := range base.manifest.Layers {
+		man.Layers = append(man.Layers, v1.Descriptor{MediaType: ociLayer(l.MediaType), Digest: l.Digest, Size: l.Size,
+			Annotations: map[string]string{noteLayer: kind}})
+	}
+	for _, l := range layers {
+		d := l.info.Descriptor()
+		d.Annotations = map[string]string{noteLayer: l.title}
+		if l.info.Native {
+			d.Annotations[noteNative] = "true"
+		}
+		man.Layers = append(man.Layers, d)
+	}
+	manifest, err = json.Marshal(man)
+	return config, manifest, err
+}
+
+func composeConfig(base *baseImage, layers []titled, c Config) ([]byte, error) {
 	cfg := base.config.DeepCopy()
 	epoch := v1.Time{Time: time.Unix(0, 0).UTC()}
 	cfg.Created, cfg.Author, cfg.Container, cfg.DockerVersion = epoch, "", "", ""
@@ -39,16 +101,8 @@ func compose(base *baseImage, baseDigest string, layers []titled, c Config) (con
 	for ; described < len(cfg.RootFS.DiffIDs); described++ {
 		cfg.History = append(cfg.History, v1.History{Created: epoch, CreatedBy: "base"})
 	}
-	man := v1.Manifest{
-		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
-		Annotations: map[string]string{"org.opencontainers.image.base.digest": baseDigest},
-	}
-	for _, l := range base.manifest.Layers {
-		man.Layers = append(man.Layers, v1.Descriptor{MediaType: ociLayer(l.MediaType), Digest: l.Digest, Size: l.Size})
-	}
 	cfg.RootFS.Type = "layers"
 	for _, l := range layers {
-		man.Layers = append(man.Layers, l.info.Descriptor())
 		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, l.info.DiffID)
 		cfg.History = append(cfg.History, v1.History{Created: epoch, CreatedBy: "kuroko: " + l.title})
 	}
@@ -68,6 +122,11 @@ func compose(base *baseImage, baseDigest string, layers []titled, c Config) (con
 		r.User = "65532:65532"
 	}
 	r.Env = mergeEnv(r.Env, c.Env)
+	for k := range r.Labels {
+		if strings.HasPrefix(k, labelPrefix) {
+			delete(r.Labels, k)
+		}
+	}
 	for k, v := range c.Labels {
 		if r.Labels == nil {
 			r.Labels = map[string]string{}
@@ -75,12 +134,7 @@ func compose(base *baseImage, baseDigest string, layers []titled, c Config) (con
 		r.Labels[k] = v
 	}
 	r.Image, r.Hostname = "", ""
-	if config, err = json.Marshal(cfg); err != nil {
-		return nil, nil, err
-	}
-	man.Config = v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: sumOf(config), Size: int64(len(config))}
-	manifest, err = json.Marshal(man)
-	return config, manifest, err
+	return json.Marshal(cfg)
 }
 
 // mergeEnv appends more to env; a variable that is there already is replaced

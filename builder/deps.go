@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -19,7 +20,7 @@ import (
 
 // depsVersion is part of every dependency key: another way to write the layer
 // has to raise it.
-const depsVersion = "npm/1"
+const depsVersion = "npm/2"
 
 // maxLock is more than any honest lock file has.
 const maxLock = 64 << 20
@@ -65,7 +66,8 @@ func (b *build) dependencies(ctx context.Context) (*part, error) {
 	// the others mount it.
 	unlock := b.e.memo.lock("deps " + key)
 	defer unlock()
-	if p, err := b.knownDeps(ctx, key); p != nil || err != nil {
+	p, hint, err := b.knownDeps(ctx, key)
+	if p != nil || err != nil {
 		return p, err
 	}
 	l, err := b.makeDeps(ctx, plan, foreign, manifest, lock)
@@ -73,8 +75,17 @@ func (b *build) dependencies(ctx context.Context) (*part, error) {
 		return nil, err
 	}
 	defer l.Close()
-	p := &part{titled: titled{"dependencies", l.Info()}}
-	if p.reused, err = b.ensure(ctx, blobOf(p.title, l), nil, p.info.Size >= bigEnoughToAsk); err != nil {
+	p = &part{titled: titled{"dependencies", l.Info()}}
+	var from *name.Repository
+	switch repo := b.cacheRepo(); {
+	case hint == nil:
+	case hint.Digest == p.info.Digest:
+		from = &repo // what is there is what it should be
+	case !foreign:
+		b.warn("the shared index of dependency layers in %s holds something else than these packages under %s, which was not used: whoever can push there can have written it",
+			repo, keyTag(repo, "deps-", key).TagStr())
+	}
+	if p.reused, err = b.ensure(ctx, blobOf(p.title, l), from, p.info.Size >= bigEnoughToAsk); err != nil {
 		return nil, err
 	}
 	b.remember(key, p.info)
@@ -123,8 +134,9 @@ func (e *Layers) npmPlatform() npm.Platform {
 }
 
 // knownDeps looks for a layer that somebody has made already; nil when there
-// is none or it can't be had any more.
-func (b *build) knownDeps(ctx context.Context, key string) (*part, error) {
+// is none or it can't be had any more. hint is what an index says that is not
+// to be believed: it may be compared with, and mounted when it is equal.
+func (b *build) knownDeps(ctx context.Context, key string) (p *part, hint *layer.Info, err error) {
 	var m depsMemo
 	if b.e.memo.load("deps", key, &m) && plausible(m.Info) {
 		p := &part{titled: titled{"dependencies", m.Info}, reused: true}
@@ -135,39 +147,45 @@ func (b *build) knownDeps(ctx context.Context, key string) (*part, error) {
 		}
 		switch _, err := b.ensure(ctx, registry.Blob{Title: "dependencies layer", Digest: m.Digest, Size: m.Size}, source, true); {
 		case err == nil:
-			return p, nil
+			return p, nil, nil
 		case !errors.Is(err, registry.ErrNoContent):
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	repo := b.cacheRepo()
 	found, err := b.s.Manifest(ctx, keyTag(repo, "deps-", key))
 	if errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrDenied) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	info, ok := readDeps(found.Raw, key)
 	if !ok {
-		return nil, nil // not ours, or not for this key: made anew
+		return nil, nil, nil // not ours, or not for this key: made anew
 	}
-	p := &part{titled: titled{"dependencies", info}, reused: true}
+	p = &part{titled: titled{"dependencies", info}, reused: true}
 	if repo.Name() == b.req.Repository.Name() && !b.force {
 		// A registry keeps what a manifest names.
 		b.e.memo.saw(repo, info.Digest)
 		b.remember(key, info)
-		return p, nil
+		return p, nil, nil
+	}
+	if repo.Name() != b.req.Repository.Name() {
+		trusted, err := b.signedEntry(ctx, repo, found.Digest, key)
+		if err != nil || !trusted {
+			return nil, &info, err
+		}
 	}
 	_, err = b.ensure(ctx, b.s.Copy(repo, info.Descriptor(), "dependencies layer"), &repo, true)
 	if errors.Is(err, registry.ErrNotFound) {
-		return nil, nil // the manifest outlived its layer
+		return nil, nil, nil // the manifest outlived its layer
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	b.remember(key, info)
-	return p, nil
+	return p, nil, nil
 }
 
 func (b *build) remember(key string, info layer.Info) {
@@ -220,7 +238,7 @@ const (
 func (b *build) offer(ctx context.Context, key string, info layer.Info) {
 	repo := b.cacheRepo()
 	own := repo.Name() == b.req.Repository.Name()
-	if !own && !b.e.o.CacheWrite {
+	if b.e.o.Unprotected || !own && !b.e.o.CacheWrite {
 		return
 	}
 	if !own {
@@ -240,14 +258,16 @@ func (b *build) offer(ctx context.Context, key string, info layer.Info) {
 	if _, err := b.s.Push(ctx, repo, bytesBlob("configuration", config), nil); err != nil {
 		return
 	}
-	if manifest, err := depsManifest(key, info, config); err == nil {
-		_ = b.s.PutManifest(ctx, keyTag(repo, "deps-", key), types.OCIManifestSchema1, manifest)
+	manifest, err := depsManifest(key, info, config)
+	if err != nil || !own && b.signEntry(ctx, repo, manifest, key) != nil {
+		return
 	}
+	_ = b.s.PutManifest(ctx, keyTag(repo, "deps-", key), types.OCIManifestSchema1, manifest)
 }
 
 func depsManifest(key string, info layer.Info, config []byte) ([]byte, error) {
 	d := info.Descriptor()
-	d.Annotations = map[string]string{noteKey: key, noteDiffID: info.DiffID.String()}
+	d.Annotations = map[string]string{noteKey: key, noteDiffID: info.DiffID.String(), noteNative: strconv.FormatBool(info.Native)}
 	return json.Marshal(v1.Manifest{
 		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
 		Config: v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: sumOf(config), Size: int64(len(config))},
@@ -263,7 +283,7 @@ func readDeps(raw []byte, key string) (layer.Info, bool) {
 	}
 	l := m.Layers[0]
 	diff, err := v1.NewHash(l.Annotations[noteDiffID])
-	info := layer.Info{Digest: l.Digest, DiffID: diff, Size: l.Size, MediaType: l.MediaType}
+	info := layer.Info{Digest: l.Digest, DiffID: diff, Size: l.Size, MediaType: l.MediaType, Native: l.Annotations[noteNative] != "false"}
 	return info, err == nil && l.Annotations[noteKey] == key && plausible(info)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/builder/registry"
 )
 
@@ -31,13 +32,22 @@ type Options struct {
 	// NPMCache keeps package archives, checked each time they are used, so it
 	// may be shared with anybody. "" keeps nothing.
 	NPMCache string
-	// CacheRepo is a repository for dependency layers shared by several
-	// images. Without one, each image's own repository serves. A shared one
-	// has to be written to by protected refs alone: the integrity values of a
-	// lock file can't be checked against files that are unpacked already.
+	// CacheRepo is a repository with an index of dependency layers that
+	// several projects share. Without one, each image's own repository serves.
+	//
+	// A layer from it is used as it is only with a signature by one of
+	// CacheKeys. Without one it is made anew from the packages, which are
+	// checked against the lock file, and the entry saves no more than the
+	// sending: when it differs, it is not used and a warning says so.
 	CacheRepo name.Repository
-	// CacheWrite allows writing to CacheRepo.
+	// CacheWrite allows writing to CacheRepo: for protected refs alone. Entries
+	// are signed when there is a Signer.
 	CacheWrite bool
+	// CacheKeys are whose entries in CacheRepo are believed; nil believes none.
+	CacheKeys *attest.Verifier
+	// Unprotected tells that anybody may have written what is built: then no
+	// index of dependency layers is written to, not even the image's own.
+	Unprotected bool
 	// TempDir holds layers that are too big for memory; "" is the system's.
 	TempDir string
 	// Platform of the images; default linux/amd64.
@@ -51,6 +61,12 @@ type Options struct {
 	// main then begins with internal/sandbox.Main. It gets the registry's
 	// address and none of its credentials.
 	Install Installer
+	// Signer signs what lies beside an image; nil leaves it unsigned. With a
+	// signer, a registry that does not take the documents is an error.
+	Signer *attest.Signer
+	// Progress is told about transfers; nil is silence. It is called from
+	// several goroutines.
+	Progress func(Transfer)
 	// Attempts and Delay are those of [registry.Options].
 	Attempts int
 	Delay    time.Duration
@@ -189,7 +205,7 @@ func (e *Layers) build(ctx context.Context, s *registry.Session, req Request) (I
 		}
 		if ok {
 			for i := range kept {
-				kept[i].Reused = true
+				kept[i].Reused, kept[i].Took = true, 0
 			}
 			return Image{Ref: ref, Reused: true, Layers: kept}, nil
 		}

@@ -107,7 +107,7 @@ func FromEnv(getenv func(string) string) (Job, error) {
 // secretWords mark the variables whose values never appear in what we write.
 // The list errs on the side of masking; values shorter than redact's minimum
 // are left alone anyway.
-var secretWords = []string{"PASSWORD", "PASSWD", "TOKEN", "SECRET", "CREDENTIAL", "PRIVATE_KEY", "ACCESS_KEY", "API_KEY", "AUTH", "JWT"}
+var secretWords = []string{"PASSWORD", "PASSWD", "TOKEN", "SECRET", "CREDENTIAL", "PRIVATE_KEY", "ACCESS_KEY", "API_KEY", "SIGNING_KEY", "AUTH", "JWT"}
 
 // Secrets returns the values in environ ("NAME=value") that are secret by
 // their name, and what follows from the registry's pair: user:password, which

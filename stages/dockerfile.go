@@ -39,7 +39,7 @@ func (e onTop) Build(ctx context.Context, req builder.Request) (builder.Image, e
 	last := len(req.Layers) - 1
 	image, err := e.layers.Build(ctx, builder.Request{
 		Name: req.Name, Key: req.Key, Repository: req.Repository, Base: built.Ref,
-		Layers: req.Layers[:last], Code: req.Layers[last], Config: req.Config,
+		Layers: req.Layers[:last], Code: req.Layers[last], Config: req.Config, Origin: req.Origin,
 	})
 	image.Engine, image.Sandbox = built.Engine, built.Sandbox
 	image.Requests += built.Requests

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
@@ -49,6 +50,8 @@ type ImageResult struct {
 	Requests int    `json:"requests"`
 	Uploaded int64  `json:"uploaded"`
 	Sandbox  string `json:"sandbox,omitempty"`
+	// Referrers are what was stored beside a new image.
+	Referrers []builder.Referrer `json:"referrers,omitempty"`
 }
 
 // FunctionURL is where a function answers.

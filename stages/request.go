@@ -56,7 +56,8 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 	}
 	req := builder.Request{
 		Name: img.Name, Key: img.Key, Repository: repo, Base: base,
-		Code: builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
+		Code:   builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
+		Origin: s.origin(plan, img),
 	}
 	launcher, ok := launchers[rt.Language]
 	if !ok {
@@ -67,7 +68,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		return bad(err)
 	}
 	req.Layers = []builder.Tree{{Title: "adapter", FS: adapter, Prefix: adapterDir}}
-	req.Config = builder.Config{WorkingDir: codeDir, Entrypoint: launcher, User: nonroot, Env: []string{"NODE_ENV=production"}}
+	req.Config = builder.Config{WorkingDir: codeDir, Entrypoint: launcher, User: nonroot, Env: []string{"NODE_ENV=production"}, Labels: s.ociLabels(img)}
 	if img.Engine == EngineDockerfile {
 		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile, Args: map[string]string{argBase: base.String()}}
 		return req, nil // its own instructions install what it needs

@@ -15,7 +15,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/bundle"
+	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/project"
@@ -355,7 +357,7 @@ func buildImages(ctx context.Context, s *state) (string, error) {
 		refs[img.Name] = got.Ref
 		s.result.Images = append(s.result.Images, ImageResult{
 			Name: img.Name, Ref: got.Ref.String(), Engine: got.Engine, Reused: got.Reused,
-			Requests: got.Requests, Uploaded: got.Uploaded, Sandbox: got.Sandbox,
+			Requests: got.Requests, Uploaded: got.Uploaded, Sandbox: got.Sandbox, Referrers: got.Referrers,
 		})
 		s.layerTable(got)
 	}
@@ -368,17 +370,38 @@ func buildImages(ctx context.Context, s *state) (string, error) {
 	return "", nil
 }
 
-// layerTable is what was in the image and what had to be sent.
+// layerTable is what was in the image, what had to be sent, and how long it
+// took to be there.
 func (s *state) layerTable(img builder.Image) {
 	s.Log.Printf("image %s: %s", img.Name, img.Ref)
+	if len(img.Layers) > 0 {
+		s.Log.Printf("  %-14s %9s  %-6s  time", "layer", "size", "")
+	}
 	for _, l := range img.Layers {
-		how := "pushed"
+		how, took := "pushed", ""
 		if l.Reused {
 			how = "reused"
 		}
-		s.Log.Printf("  %-14s %9s  %s", l.Title, size(l.Size), how)
+		if l.Took > 0 {
+			took = ci.Took(l.Took)
+		}
+		s.Log.Printf("%s", strings.TrimRight(fmt.Sprintf("  %-14s %9s  %-6s  %s", l.Title, size(l.Size), how, took), " "))
 	}
 	s.Log.Printf("  %d registry requests, %s sent", img.Requests, size(img.Uploaded))
+	if len(img.Referrers) > 0 {
+		var beside []string
+		for _, r := range img.Referrers {
+			what := map[string]string{attest.Predicate: "provenance", attest.PredicateBOM: "bill of materials"}[r.Predicate]
+			if r.Signed {
+				what += " (signed)"
+			}
+			beside = append(beside, what)
+		}
+		s.Log.Printf("  beside it: %s", strings.Join(beside, ", "))
+	}
+	for _, w := range img.Warnings {
+		s.Log.Warn("%s", w)
+	}
 	if img.Sandbox == "none" {
 		s.Log.Warn("sandbox: none: installers ran in the job container itself")
 	}

@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
@@ -25,12 +27,21 @@ import (
 )
 
 // Connect makes the World of a process: engines, registry and targets as its
-// environment says. registry is the job's own, with its credentials; its zero
-// value leaves docker's configuration alone. log receives what engines print.
-func Connect(getenv func(string) string, registry ci.Registry, log io.Writer) (World, error) {
-	keys := keychain{ci: registry}
+// environment says. Of the job it takes the registry with its credentials,
+// whose zero value leaves docker's configuration alone, and whether its ref is
+// protected. log receives what engines print.
+func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, error) {
+	keys := keychain{ci: job.Registry}
 	cache := getenv("FAAS_CACHE_DIR")
-	layers, err := builder.NewLayers(builder.Options{Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm")})
+	options := builder.Options{
+		Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm"), Progress: newMeter(log, time.Now).show,
+		// On a developer's machine the ref says nothing.
+		Unprotected: job.ID != 0 && !job.Protected,
+	}
+	if err := trust(&options, getenv, job.Protected); err != nil {
+		return World{}, err
+	}
+	layers, err := builder.NewLayers(options)
 	if err != nil {
 		return World{}, err
 	}
@@ -51,6 +62,52 @@ func Connect(getenv func(string) string, registry ci.Registry, log io.Writer) (W
 		w.Engines[EngineDockerfile] = onTop{instructions: instructions, layers: layers}
 	}
 	return w, nil
+}
+
+// trust reads what concerns signatures and the index of dependency layers that
+// projects share. A setting that can't be used is an error: what was to be
+// signed must not go out unsigned.
+func trust(o *builder.Options, getenv func(string) string, protected bool) error {
+	bad := func(name string, err error, next string) error {
+		return &usererr.Error{Code: usererr.CodeEnvironment, Class: usererr.Config, What: "use " + name, Err: err, Next: next}
+	}
+	const keyFile = "make it a file variable that holds a key in PEM; docs/supply-chain.md says which"
+	if file := getenv("FAAS_SIGNING_KEY"); file != "" {
+		data, err := os.ReadFile(file)
+		if err == nil {
+			o.Signer, err = attest.ReadSigner(data)
+		}
+		if err != nil {
+			return bad("FAAS_SIGNING_KEY", withoutPath(err), keyFile)
+		}
+	}
+	if file := getenv("FAAS_DEPS_KEYS"); file != "" {
+		data, err := os.ReadFile(file)
+		if err == nil {
+			o.CacheKeys, err = attest.ReadVerifier(data)
+		}
+		if err != nil {
+			return bad("FAAS_DEPS_KEYS", withoutPath(err), keyFile)
+		}
+	}
+	if repo := getenv("FAAS_DEPS_INDEX"); repo != "" {
+		var err error
+		if o.CacheRepo, err = name.NewRepository(repo); err != nil {
+			return bad("FAAS_DEPS_INDEX", err, "name a repository: registry.example.com/platform/deps")
+		}
+		o.CacheWrite = protected
+	}
+	return nil
+}
+
+// withoutPath leaves the file's name out: a variable that was to be a file may
+// hold the key itself.
+func withoutPath(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("%s the file that it names: %w", pe.Op, pe.Err)
+	}
+	return err
 }
 
 func below(dir, name string) string {

@@ -25,6 +25,9 @@ type Info struct {
 	Size      int64           `json:"size"`   // compressed bytes
 	Raw       int64           `json:"raw"`    // bytes of the tar stream
 	MediaType types.MediaType `json:"mediaType"`
+	// Native means that a file is machine code (ELF): it fits one kind of
+	// processor and the system libraries that it was linked against.
+	Native bool `json:"native,omitempty"`
 }
 
 // Descriptor is the layer's entry in a manifest.

@@ -478,3 +478,24 @@ func TestCompressVersionIsTheModules(t *testing.T) {
 		t.Error("an unknown compressor was accepted")
 	}
 }
+
+func TestNative(t *testing.T) {
+	for name, c := range map[string]struct {
+		fs   fstest.MapFS
+		want bool
+	}{
+		"text":      {fstest.MapFS{"a.js": {Data: []byte("x")}, "empty": {}}, false},
+		"addon":     {fstest.MapFS{"a.js": {Data: []byte("x")}, "b.node": {Data: []byte("\x7fELF\x02")}, "c": {Data: []byte("x")}}, true},
+		"almost":    {fstest.MapFS{"a": {Data: []byte("\x7fEL")}, "b": {Data: []byte("F")}}, false},
+		"in a text": {fstest.MapFS{"a": {Data: []byte("see \x7fELF")}}, false},
+	} {
+		l, err := FromTree(t.Context(), t.TempDir(), Gzip, Tree{FS: c.fs, Prefix: "/app"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Info().Native != c.want {
+			t.Errorf("%s: native %v", name, l.Info().Native)
+		}
+		l.Close()
+	}
+}

@@ -50,6 +50,7 @@ type Writer struct {
 	tar    *tar.Writer
 	seen   map[string]byte // typeflag by cleaned name
 	copy   []byte
+	native bool
 	err    error
 }
 
@@ -183,7 +184,9 @@ func (w *Writer) body(e Entry) error {
 	if w.copy == nil {
 		w.copy = make([]byte, 64<<10)
 	}
-	n, err := io.CopyBuffer(onlyWriter{w.tar}, onlyReader{e.Body}, w.copy)
+	body := &sniffer{r: e.Body}
+	n, err := io.CopyBuffer(onlyWriter{w.tar}, body, w.copy)
+	w.native = w.native || string(body.head[:body.n]) == elfMagic
 	switch {
 	case errors.Is(err, tar.ErrWriteTooLong):
 		return fmt.Errorf("%w: more than %d bytes", ErrChanged, e.Size)
@@ -195,9 +198,23 @@ func (w *Writer) body(e Entry) error {
 	return nil
 }
 
-// onlyReader and onlyWriter hide ReadFrom and WriteTo, which would go around
-// our buffer and its bound.
-type onlyReader struct{ io.Reader }
+// elfMagic begins programs, shared libraries and Node's addons.
+const elfMagic = "\x7fELF"
+
+// sniffer keeps the first bytes of what it reads. Like onlyWriter it hides
+// WriteTo and ReadFrom, which would go around our buffer and its bound.
+type sniffer struct {
+	r    io.Reader
+	head [len(elfMagic)]byte
+	n    int
+}
+
+func (s *sniffer) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.n += copy(s.head[s.n:], p[:n])
+	return n, err
+}
+
 type onlyWriter struct{ io.Writer }
 
 func (w *Writer) parents(name string) error {
@@ -232,7 +249,7 @@ func (w *Writer) Close() (*Layer, error) {
 		return nil, err
 	}
 	l := &Layer{comp: w.comp, spool: w.spool, info: Info{
-		Digest: w.cooked.hash(), DiffID: w.raw.hash(), Size: w.cooked.n, Raw: w.raw.n, MediaType: w.comp.MediaType(),
+		Digest: w.cooked.hash(), DiffID: w.raw.hash(), Size: w.cooked.n, Raw: w.raw.n, MediaType: w.comp.MediaType(), Native: w.native,
 	}}
 	w.spool = nil // the layer's now
 	return l, nil

@@ -27,6 +27,7 @@ type lockEntry struct {
 	Integrity            string
 	Link                 bool
 	InBundle             bool
+	Dev                  bool
 	HasInstallScript     bool
 	Bin                  binField
 	OS, CPU, Libc        stringList
@@ -256,4 +257,23 @@ func (l *Lock) rootEdges() []edge {
 
 func (e lockEntry) edges() []edge {
 	return edges(e.Dependencies, e.OptionalDependencies, e.PeerDependencies, e.PeerDependenciesMeta)
+}
+
+// Listed are the packages that the lock file names, without those for
+// development alone; also those that only npm can install, and those of other
+// platforms. Sorted by place.
+func (l *Lock) Listed() []Package {
+	var out []Package
+	for place, e := range l.packages {
+		name, ok := placeName(place)
+		if !ok || e.Dev || e.Link || e.Version == "" {
+			continue
+		}
+		if e.Name != "" {
+			name = e.Name
+		}
+		out = append(out, Package{Place: place, Name: name, Version: e.Version, Integrity: e.Integrity})
+	}
+	slices.SortFunc(out, func(a, b Package) int { return strings.Compare(a.Place, b.Place) })
+	return out
 }

@@ -76,7 +76,7 @@ func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) 
 	if err != nil {
 		return nil, err
 	}
-	world, err := stages.Connect(c.getenv, ci.Registry{}, c.stderr)
+	world, err := stages.Connect(c.getenv, ci.Job{}, c.stderr)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}

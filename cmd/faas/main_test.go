@@ -88,7 +88,7 @@ func (l *lab) runner(log io.Writer) *stages.Runner {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { b.Close() })
-	world, err := stages.Connect(getenv, ci.Registry{}, log)
+	world, err := stages.Connect(getenv, ci.Job{}, log)
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func (j job) run(ctx context.Context, names []string) error {
 	defer b.Close()
 	*j.docs = b.Meta.Docs
 
-	w, err := stages.Connect(j.getenv, facts.Registry, j.stderr)
+	w, err := stages.Connect(j.getenv, facts, j.stderr)
 	if err != nil {
 		return j.report(stages.ReportFailure(ctx, facts, version, started, err))
 	}

@@ -70,7 +70,7 @@ func try(ctx context.Context, dir, sandbox string, stdout, stderr io.Writer) (er
 		return stages.Explain(ctx, err)
 	}
 	defer b.Close()
-	world, err := stages.Connect(getenv, ci.Registry{}, stderr)
+	world, err := stages.Connect(getenv, ci.Job{}, stderr)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ package redact
 import (
 	"encoding/base64"
 	"io"
+	"os"
 	"sort"
 	"strings"
 	"sync"
@@ -115,6 +116,16 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// Terminal tells whether what passes through is shown to a person at once.
+func (w *Writer) Terminal() bool {
+	f, ok := w.w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // Close writes what was held back.

@@ -1,0 +1,211 @@
+package builder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/kuroko-faas/kuroko/builder/attest"
+	"github.com/kuroko-faas/kuroko/builder/npm"
+	"github.com/kuroko-faas/kuroko/builder/registry"
+)
+
+// maxDocument is more than any bill of materials or provenance of ours has.
+const maxDocument = 16 << 20
+
+// referrers stores the bill of materials and the provenance of the image that
+// manifest describes, before the image has its tag: an image that is found by
+// its key has them. A registry that refuses them costs a warning, unless they
+// were to be signed.
+func (b *build) referrers(ctx context.Context, bom attest.BOM, manifest []byte) error {
+	subject := attest.Subject{Name: b.req.Repository.RepositoryStr(), Digest: sumOf(manifest).String()}
+	origin := *b.req.Origin
+	origin.Finished = b.e.o.Now()
+	origin.Materials = append(slices.Clone(origin.Materials), attest.Material{
+		Name: "base image", URI: "pkg:oci/" + path.Base(b.req.Base.Context().RepositoryStr()) + "@" + b.req.Base.DigestStr(),
+		Digest: map[string]string{"sha256": strings.TrimPrefix(b.req.Base.DigestStr(), "sha256:")},
+	})
+	provenance, err := origin.Statement(subject)
+	if err != nil {
+		return err
+	}
+	signer := b.e.o.Signer
+	var list []byte
+	if signer == nil {
+		list, err = bom.JSON()
+	} else {
+		list, err = bom.About(subject)
+	}
+	if err != nil {
+		return err
+	}
+	described := v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: sumOf(manifest), Size: int64(len(manifest))}
+	var artifacts []registry.Artifact
+	for _, d := range []struct {
+		data                   []byte
+		bare, predicate, title string
+	}{{list, attest.TypeBOM, attest.PredicateBOM, "bom.cdx.json"}, {provenance, attest.TypeInToto, attest.Predicate, "provenance.json"}} {
+		typ := d.bare
+		if signer != nil {
+			typ = attest.TypeEnvelope
+			if d.data, err = signer.Seal(ctx, d.data); err != nil {
+				return err
+			}
+		}
+		artifacts = append(artifacts, registry.Artifact{Type: typ, Subject: &described, Annotations: map[string]string{attest.Annotation: d.predicate},
+			Files: []registry.File{{MediaType: types.MediaType(typ), Title: d.title, Data: d.data}}})
+	}
+	known := func(h v1.Hash) bool { return !b.force && b.e.memo.holds(b.req.Repository, h) }
+	pushed, err := b.s.PushArtifacts(ctx, b.req.Repository, known, artifacts...)
+	if signer == nil && refused(err) {
+		b.warn("the registry does not take bills of materials and provenance, so this image has none: %v", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for i, a := range artifacts {
+		for _, f := range a.Files {
+			b.e.memo.saw(b.req.Repository, sumOf(f.Data))
+		}
+		b.beside = append(b.beside, Referrer{Predicate: a.Annotations[attest.Annotation], Digest: pushed[i].Digest.String(), Signed: signer != nil})
+	}
+	b.e.memo.saw(b.req.Repository, sumOf([]byte("{}")))
+	return nil
+}
+
+// refused tells that a registry does not take what it does not know: another
+// answer than that of a missing right, or of trouble.
+func refused(err error) bool {
+	var e *registry.Error
+	if !errors.As(err, &e) || errors.Is(err, registry.ErrDenied) || errors.Is(err, registry.ErrBlobUnknown) {
+		return false
+	}
+	switch e.Status {
+	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnsupportedMediaType, http.StatusNotImplemented:
+		return true
+	}
+	return false
+}
+
+// bom lists what is in the image. It depends on what is in it alone, so that a
+// change of the code leaves it as it was.
+func (b *build) bom(ctx context.Context) (attest.BOM, error) {
+	list, err := b.e.baseBOM(ctx, b.s, b.req.Base)
+	if err != nil {
+		return attest.BOM{}, err
+	}
+	out := attest.BOM{Name: b.req.Name, Components: list.Components, Unknown: list.Unknown}
+	if b.req.below() == kindDockerfile {
+		out.Unknown = []string{"packages that the Dockerfile installed"}
+	}
+	base := b.req.Base
+	out.Components = append(out.Components, attest.Component{Type: "oci", Name: path.Base(base.Context().RepositoryStr()), Version: base.DigestStr(), Layer: kindBase})
+	d := b.req.Dependencies
+	if d == nil {
+		return out, nil
+	}
+	manifest, err := readInput(d.FS, d.Manifest)
+	if err != nil {
+		return attest.BOM{}, err
+	}
+	lock, err := readInput(d.FS, d.Lock)
+	if err != nil {
+		return attest.BOM{}, err
+	}
+	found, unknown := b.e.locked(d.Kind, manifest, lock)
+	out.Components = append(out.Components, found...)
+	if unknown != "" {
+		out.Unknown = append(out.Unknown, unknown)
+	}
+	return out, nil
+}
+
+// locked are the packages of a lock file, and what it leaves open.
+func (e *Layers) locked(kind string, manifest, lock []byte) (found []attest.Component, unknown string) {
+	if kind != "npm" {
+		return nil, "packages of kind " + kind
+	}
+	parsed, err := npm.Parse(manifest, lock)
+	if err != nil {
+		return nil, "packages that npm installed"
+	}
+	packages := parsed.Listed()
+	if plan, err := parsed.Plan(e.npmPlatform()); err == nil {
+		packages = plan.Packages
+	}
+	for _, p := range packages {
+		scope, short, ok := strings.Cut(p.Name, "/")
+		if !ok {
+			scope, short = "", p.Name
+		}
+		found = append(found, attest.Component{Type: "npm", Namespace: scope, Name: short, Version: p.Version, Integrity: p.Integrity, Layer: "dependencies"})
+	}
+	return found, ""
+}
+
+// baseBOM is what a base image's own bill of materials says, kept by digest.
+// A base without one has unknown packages.
+func (e *Layers) baseBOM(ctx context.Context, s *registry.Session, ref name.Digest) (attest.BOM, error) {
+	return once(e.memo, "bom "+ref.DigestStr(), func() (attest.BOM, error) {
+		var kept attest.BOM
+		if e.memo.load("bom", ref.DigestStr(), &kept) {
+			return kept, nil
+		}
+		h, err := v1.NewHash(ref.DigestStr())
+		if err != nil {
+			return attest.BOM{}, err
+		}
+		none := attest.BOM{Unknown: []string{"packages of the base image"}}
+		all, err := s.Referrers(ctx, ref.Context(), h, attest.TypeBOM)
+		if errors.Is(err, registry.ErrDenied) || errors.Is(err, registry.ErrNotFound) || refused(err) {
+			return none, nil
+		}
+		if err != nil {
+			return attest.BOM{}, err
+		}
+		if len(all) == 0 {
+			return none, nil
+		}
+		// One image has one list; of several the choice must not depend on
+		// the order in which they arrived.
+		slices.SortFunc(all, func(x, y v1.Descriptor) int { return strings.Compare(x.Digest.String(), y.Digest.String()) })
+		a, err := s.Artifact(ctx, ref.Context().Digest(all[0].Digest.String()), maxDocument)
+		if errors.Is(err, registry.ErrNotFound) {
+			return none, nil
+		}
+		if err != nil {
+			return attest.BOM{}, err
+		}
+		list := none
+		if len(a.Files) == 1 && a.Subject != nil && a.Subject.Digest == h {
+			if read, err := attest.ReadBOM(a.Files[0].Data, kindBase); err == nil {
+				list = read
+			}
+		}
+		e.memo.save("bom", ref.DigestStr(), list)
+		return list, nil
+	})
+}
+
+func (b *build) warn(format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.warnings = append(b.warnings, fmt.Sprintf(format, args...))
+}
+
+// settings reads the Config that an image was made with.
+func settings(m v1.Manifest) (Config, bool) {
+	var c Config
+	raw, ok := m.Annotations[noteConfig]
+	return c, ok && json.Unmarshal([]byte(raw), &c) == nil
+}
