@@ -221,15 +221,20 @@ func drain(resp *http.Response) {
 	resp.Body.Close()
 }
 
-// retry runs f until it works, fails for good, or was tried often enough.
+// retry runs f until it works, fails for good, or was tried often enough. When
+// ctx ended meanwhile its cause is the error: a failure that nobody would try
+// again any more must not hide why.
 func (s *Session) retry(ctx context.Context, f func() error) error {
 	for attempt := 1; ; attempt++ {
 		err := f()
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		var e *Error
-		if ctx.Err() != nil || !errors.As(err, &e) {
+		if !errors.As(err, &e) {
 			return err
 		}
 		e.Attempts = attempt

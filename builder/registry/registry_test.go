@@ -403,6 +403,20 @@ func TestCancelledWhileWaiting(t *testing.T) {
 	}
 }
 
+// A sibling's failure cancels the others: one whose answer came just then must
+// not stand for it, as if it had been tried only once.
+func TestCancelledWhileAnswered(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stop := errors.New("another transfer failed")
+	err := New(Options{}).Session().retry(ctx, func() error {
+		cancel(stop)
+		return &Error{Status: 503, Attempts: 1}
+	})
+	if !errors.Is(err, stop) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	for v, want := range map[string]time.Duration{
