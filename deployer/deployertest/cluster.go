@@ -49,8 +49,6 @@ type Behaviour struct {
 	Refuse  *deployer.Failure // at preflight
 	// RefuseTimer is what every SetTimer for the unit returns.
 	RefuseTimer error
-	// Fails is how every run of the job ends.
-	Fails *deployer.Failure
 	// Pods is how many instances run at first; 0 means 1. Those that a floor
 	// adds are Ready after Delay.
 	Pods int

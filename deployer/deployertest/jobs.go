@@ -2,6 +2,7 @@ package deployertest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,11 +21,12 @@ type timer struct {
 	off      bool
 }
 
-// jobRun is a run of a job in memory: it has ended as its revision behaves.
+// jobRun is a run of a job in memory: it has ended as its event says.
 type jobRun struct {
 	scope  deployer.Scope
 	result deployer.RunResult
 	event  string
+	long   bool // never ends by itself
 }
 
 func timerID(s deployer.Scope, timerKey string) string { return key(s) + "#" + timerKey }
@@ -116,27 +118,35 @@ func (c *Cluster) StartRun(ctx context.Context, scope deployer.Scope, s deployer
 	}
 	c.version++
 	name := fmt.Sprintf("%s-%d", revision, c.version)
+	var asked struct{ Exit, Sleep int }
+	if err := json.Unmarshal(event, &asked); err != nil {
+		return "", fmt.Errorf("event: %w", err)
+	}
 	result := deployer.RunResult{Run: name, Succeeded: s.Job.Completions}
-	if f := svc.revisions[revision].behaves.Fails; f != nil {
+	if asked.Exit != 0 {
+		f := &deployer.Failure{Code: deployer.Crash, Cause: fmt.Sprintf("exited with code %d", asked.Exit), ExitCode: asked.Exit}
 		result.Succeeded, result.Failed, result.Failure = 0, s.Job.Retries+1, f
 	}
 	if c.runs == nil {
 		c.runs = map[string]jobRun{}
 	}
-	c.runs[name] = jobRun{scope, result, string(event)}
+	c.runs[name] = jobRun{scope, result, string(event), asked.Sleep > 0}
 	return name, nil
 }
 
 // FollowRun implements deployer.Jobs.
 func (c *Cluster) FollowRun(ctx context.Context, scope deployer.Scope, run string, out func(string)) (deployer.RunResult, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	r, ok := c.runs[run]
+	c.mu.Unlock()
 	if !ok || r.scope != scope {
 		return deployer.RunResult{}, errors.Join(ctx.Err(), deployer.ErrNotFound)
 	}
 	if out != nil {
-		out(r.event)
+		out("ran " + r.event)
+	}
+	if r.long {
+		<-ctx.Done()
 	}
 	return r.result, ctx.Err()
 }

@@ -19,7 +19,9 @@ type Env struct {
 	// Scope is free for the test. Other projects use the same namespace with
 	// Scope.Owner + "0".
 	Scope deployer.Scope
-	// One and Two are images that answer nonces; Crash writes the line
+	// One and Two are images that answer nonces, and as a job's write "ran",
+	// a space and their event, sleep for event.sleep seconds and exit with
+	// code event.exit; Crash writes the line
 	// "boom" to its standard error and exits with code 3; Mute runs and never
 	// becomes Ready; Missing does not exist in its registry.
 	One, Two, Crash, Mute, Missing name.Digest
@@ -48,6 +50,9 @@ func TestTarget(t *testing.T, start func(t *testing.T) Env) {
 		{"Cancel", testCancel},
 		{"Loads", testLoads},
 		{"Deploy", testDeploy},
+		{"Timers", testTimers},
+		{"Jobs", testJobs},
+		{"DeployTimers", testDeployTimers},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			env := start(t)

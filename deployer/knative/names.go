@@ -24,6 +24,14 @@ const (
 	LabelUnit        = group + "unit"
 	// LabelRecord marks release records.
 	LabelRecord = group + "record"
+	// LabelRevision is on what calls or runs a revision, and on its pods.
+	LabelRevision = group + "revision"
+	// LabelJob is the name of the job unit, on its revisions; LabelTimer is
+	// [deployer.Timer.Key].
+	LabelJob   = group + "job"
+	LabelTimer = group + "timer"
+	// LabelRun marks runs that were started by hand.
+	LabelRun = group + "run"
 
 	// AnnotationEpoch is the lease epoch of the last write, on the Service.
 	AnnotationEpoch = group + "epoch"
@@ -37,6 +45,12 @@ const (
 	AnnotationVersion = "version." + group
 	// AnnotationKeys is who set which key when, as JSON, on a Secret.
 	AnnotationKeys = group + "keys"
+	// What a timer calls, [deployer.Timer.Does] and, as we wrote it, when.
+	AnnotationFunction = group + "function"
+	AnnotationService  = group + "calls"
+	AnnotationRevision = group + "revision"
+	AnnotationDoes     = group + "does"
+	AnnotationSchedule = group + "schedule"
 	// AnnotationHead is the record on the Lease; AnnotationLive repeats its
 	// release for people.
 	AnnotationHead = group + "head"

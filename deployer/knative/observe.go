@@ -83,6 +83,11 @@ func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer
 		slices.SortFunc(s.Revisions, func(a, b deployer.Observed) int { return cmp.Compare(a.Name, b.Name) })
 		all = append(all, s)
 	}
+	crons, err := t.crons(ctx, scope, scopeLabels(scope))
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, jobServices(scope, crons)...)
 	slices.SortFunc(all, func(a, b deployer.Service) int { return cmp.Compare(a.Name, b.Name) })
 	return all, nil
 }
@@ -245,6 +250,15 @@ func (w *waiter) look(ctx context.Context) (rev deployer.Revision, why string, e
 		return rev, "", err
 	}
 	if r == nil || svc == nil {
+		if svc == nil {
+			if job, err := w.t.getJob(ctx, w.scope, w.service, w.revision); err != nil || job != nil {
+				if err != nil {
+					return rev, "", err
+				}
+				rev, err = w.t.readyJob(ctx, job)
+				return rev, "", err
+			}
+		}
 		if svc == nil || svc.Spec.Template.Name != w.revision {
 			return rev, "", fmt.Errorf("knative: revision %s: %w", w.revision, deployer.ErrNotFound)
 		}

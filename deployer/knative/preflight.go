@@ -48,8 +48,12 @@ func Rights() []Right {
 		{Resource: "resourcequotas", Verbs: []string{"list"}},
 		// Only versions and names of keys are looked at; Kubernetes has no
 		// smaller right for that.
-		{Resource: "secrets", Verbs: []string{"get"}},
+		// What is created is the key that timers share with their units.
+		{Resource: "secrets", Verbs: []string{"get", "create"}},
 		{Group: "apps", Resource: "deployments", Verbs: []string{"list"}},
+		// Timers and jobs.
+		{Group: "batch", Resource: "cronjobs", Verbs: []string{"get", "list", "create", "update", "delete"}},
+		{Group: "batch", Resource: "jobs", Verbs: []string{"get", "list", "watch", "create", "delete"}},
 	}
 }
 
@@ -97,6 +101,13 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 			return err
 		}
 	}
+	for _, u := range units {
+		if u.Job != nil && may("list "+cronJobs) {
+			if _, err := t.jobsOf(ctx, scope, u.Name); err != nil {
+				return err
+			}
+		}
+	}
 	fresh, running := units, map[string]int64{}
 	if may("list revisions.serving.knative.dev") {
 		if fresh, running, err = t.fresh(ctx, scope, units); err != nil {
@@ -110,10 +121,13 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 		checks = append(checks, func() ([]*deployer.Failure, error) { return t.missingKeys(ctx, scope, units) })
 	}
 	if may("list resourcequotas") {
-		checks = append(checks, func() ([]*deployer.Failure, error) { return t.room(ctx, ns, fresh, running) })
+		checks = append(checks, func() ([]*deployer.Failure, error) { return t.room(ctx, ns, online(fresh), running) })
 	}
 	if may("get "+servingServices, "create "+servingServices, "update "+servingServices) {
-		checks = append(checks, func() ([]*deployer.Failure, error) { return t.rehearse(ctx, scope, fresh) })
+		checks = append(checks, func() ([]*deployer.Failure, error) { return t.rehearse(ctx, scope, online(fresh)) })
+	}
+	if may("create " + cronJobs) {
+		checks = append(checks, func() ([]*deployer.Failure, error) { return t.rehearseJobs(ctx, scope, fresh) })
 	}
 	results := make([][]*deployer.Failure, len(checks))
 	var group errgroup.Group
@@ -135,7 +149,16 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 	return errors.Join(found...)
 }
 
-const servingServices = "services.serving.knative.dev"
+const (
+	servingServices = "services.serving.knative.dev"
+	cronJobs        = "cronjobs.batch"
+)
+
+// online are the units that answer requests. A run that finds no room waits
+// for it.
+func online(units []deployer.Spec) []deployer.Spec {
+	return slices.DeleteFunc(slices.Clone(units), func(u deployer.Spec) bool { return u.Job != nil })
+}
 
 // sameTrouble reports whether err has told what f says.
 func sameTrouble(err error, f *deployer.Failure) bool {

@@ -55,6 +55,9 @@ func (t *Target) Secrets(ctx context.Context, scope deployer.Scope) ([]deployer.
 	}
 	var all []deployer.SecretKey
 	for _, m := range list.Items {
+		if m.Name == timerSecret(scope) {
+			continue // the platform's own
+		}
 		c, err := t.contents(ctx, scope, deployer.SecretSource(m.Name))
 		if err != nil {
 			return nil, err

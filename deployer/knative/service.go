@@ -77,12 +77,19 @@ func epochOf(svc *servingv1.Service) int64 {
 // did not answer. change gets nil where there is no Service and returns nil
 // for none to be written. The Service as it stands then is returned.
 func (t *Target) write(ctx context.Context, f deployer.Fence, name string, change func(*servingv1.Service) (*servingv1.Service, error)) (*servingv1.Service, error) {
+	return retry(ctx, t, func() (*servingv1.Service, error) { return t.writeOnce(ctx, f, name, change) })
+}
+
+// retry repeats a write that starts with a look, while the cluster does not
+// answer or somebody else is faster.
+func retry[T any](ctx context.Context, t *Target, write func() (T, error)) (T, error) {
+	var none T
 	var last error
 	silent, beaten := 0, 0
 	for silent < tries && beaten < maxBeaten {
-		svc, err := t.writeOnce(ctx, f, name, change)
+		v, err := write()
 		if err == nil || !passing(err) && !errors.Is(err, deployer.ErrExists) || errors.Is(err, errKeep) {
-			return svc, err
+			return v, err
 		}
 		last = err
 		if errors.Is(err, deployer.ErrUnavailable) {
@@ -95,10 +102,10 @@ func (t *Target) write(ctx context.Context, f deployer.Fence, name string, chang
 			err = sleep(ctx, rand.N(t.cfg.Times.Retry))
 		}
 		if err != nil {
-			return nil, err
+			return none, err
 		}
 	}
-	return nil, last
+	return none, last
 }
 
 // maxBeaten is how often somebody else may be faster at one write.
@@ -158,8 +165,13 @@ func (t *Target) writeOnce(ctx context.Context, f deployer.Fence, name string, c
 
 // Ensure implements [deployer.Units].
 func (t *Target) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec, revision string) error {
-	if s.Job != nil || s.Timed {
-		return fmt.Errorf("knative: unit %s: jobs and timers: %w", s.Unit, deployer.ErrPlanned)
+	if s.Job != nil {
+		return t.ensureJob(ctx, f, s, revision)
+	}
+	if s.Timed {
+		if err := t.ensureTimerKey(ctx, f); err != nil {
+			return about(s.Unit, revision, err)
+		}
 	}
 	_, err := t.write(ctx, f, s.Name, func(svc *servingv1.Service) (*servingv1.Service, error) {
 		rev, err := t.getRevision(ctx, f.Scope, s.Name, revision)
@@ -373,8 +385,15 @@ func (t *Target) RemoveRevision(ctx context.Context, f deployer.Fence, service, 
 		}
 		return svc, nil
 	})
-	if err != nil || svc == nil {
+	if err != nil {
 		return err
+	}
+	if svc == nil {
+		c, err := t.getJob(ctx, f.Scope, service, revision)
+		if err != nil || c == nil {
+			return err
+		}
+		return t.removeCron(ctx, f, revision)
 	}
 	if dropped {
 		if err := t.settle(ctx, f.Scope, service); err != nil {
@@ -409,8 +428,11 @@ func (t *Target) RemoveService(ctx context.Context, f deployer.Fence, service st
 		if err != nil {
 			return err
 		}
-		if svc, err = t.getService(ctx, f.Scope, service); err != nil || svc == nil {
+		if svc, err = t.getService(ctx, f.Scope, service); err != nil {
 			return err
+		}
+		if svc == nil {
+			return t.removeJob(ctx, f, service)
 		}
 		if err := fenced(f, svc); err != nil {
 			return err

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"knative.dev/serving/pkg/apis/autoscaling"
 	knserving "knative.dev/serving/pkg/apis/serving"
@@ -31,16 +30,9 @@ const (
 // between equal deploys. deadline is Config.ProgressDeadline.
 func template(scope deployer.Scope, s deployer.Spec, revision string, deadline time.Duration) (servingv1.RevisionTemplateSpec, error) {
 	var none servingv1.RevisionTemplateSpec
-	limits := corev1.ResourceList{}
-	for name, v := range map[corev1.ResourceName]string{corev1.ResourceMemory: s.Memory, corev1.ResourceCPU: s.CPU} {
-		if v == "" {
-			continue
-		}
-		q, err := resource.ParseQuantity(v)
-		if err != nil {
-			return none, fmt.Errorf("knative: unit %s: %s %q: %w", s.Unit, name, v, err)
-		}
-		limits[name] = q
+	resources, err := resourcesOf(s)
+	if err != nil {
+		return none, err
 	}
 	start := cmp.Or(s.InitTimeout, defaultStart)
 	annotations := map[string]string{
@@ -62,21 +54,20 @@ func template(scope deployer.Scope, s deployer.Spec, revision string, deadline t
 	}
 	labels := scopeLabels(scope)
 	labels[LabelUnit] = label(s.Unit)
-	yes, no := true, false
+	no := false
 	c := corev1.Container{
 		Name: container, Image: s.Image.String(),
 		// A digest never changes: what a node has is right.
 		ImagePullPolicy: corev1.PullIfNotPresent,
 		Env:             environment(s),
-		Resources:       corev1.ResourceRequirements{Limits: limits, Requests: maps.Clone(limits)},
+		Resources:       resources,
 		// Knative asks this one itself, many times a second at first.
-		ReadinessProbe: probe(readyPath),
-		LivenessProbe:  probe(livePath),
-		SecurityContext: &corev1.SecurityContext{
-			RunAsNonRoot: &yes, AllowPrivilegeEscalation: &no,
-			Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-		},
+		ReadinessProbe:  probe(readyPath),
+		LivenessProbe:   probe(livePath),
+		SecurityContext: restricted(),
+	}
+	if s.Timed {
+		c.Env = append(c.Env, timerKey(scope))
 	}
 	c.ReadinessProbe.SuccessThreshold = 1
 	// A startup probe would let the kubelet ask once a second and make every

@@ -6,10 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -26,7 +28,25 @@ func main() {
 	case "mute":
 		time.Sleep(time.Hour)
 	}
+	if event := os.Getenv("FAAS_EVENT"); event != "" {
+		runJob(event)
+	}
+	if os.Getenv("FAAS_TIMER") != "" && os.Getenv("FAAS_FIRE") == "" {
+		runJob(os.Getenv("FAAS_TIMER"))
+	}
+	if to := os.Getenv("FAAS_FIRE"); to != "" {
+		fire(to)
+	}
 	mux := http.NewServeMux()
+	mux.HandleFunc("/_faas/timer", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if r.Header.Get("x-faas-timer") == "" || r.Header.Get("x-faas-timer") != os.Getenv("FAAS_TIMER_KEY") {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		fmt.Println("timer", os.Getenv("K_REVISION"), string(body))
+		w.WriteHeader(http.StatusNoContent)
+	})
 	mux.HandleFunc("/health/", func(w http.ResponseWriter, r *http.Request) {})
 	mux.HandleFunc("/exit", func(http.ResponseWriter, *http.Request) { os.Exit(7) })
 	mux.HandleFunc("/sleep", func(w http.ResponseWriter, r *http.Request) {
@@ -76,4 +96,43 @@ func main() {
 	}
 	time.Sleep(20 * time.Millisecond) // Shutdown's last answers
 	fmt.Println("ended")
+}
+
+// runJob is the unit as a job.
+func runJob(event string) {
+	fmt.Println("ran", event)
+	var asked struct{ Exit, Sleep int }
+	if err := json.Unmarshal([]byte(event), &asked); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	time.Sleep(time.Duration(asked.Sleep) * time.Second)
+	os.Exit(asked.Exit)
+}
+
+// fire makes a timer's call.
+func fire(to string) {
+	var where struct {
+		URL     string
+		Headers map[string]string
+	}
+	err := json.Unmarshal([]byte(to), &where)
+	for n := 0; err == nil; n++ {
+		req, _ := http.NewRequest(http.MethodPost, where.URL+"/_faas/timer", strings.NewReader(os.Getenv("FAAS_TIMER")+" for "+os.Getenv("FAAS_JOB_NAME")))
+		for k, v := range where.Headers {
+			req.Header.Set(k, v)
+		}
+		req.Header.Set("x-faas-timer", os.Getenv("FAAS_TIMER_KEY"))
+		res, callErr := http.DefaultClient.Do(req)
+		if callErr == nil && res.StatusCode == http.StatusNoContent {
+			fmt.Println("called", where.URL)
+			os.Exit(0)
+		}
+		fmt.Println(callErr, res)
+		if n == 20 || callErr == nil {
+			break
+		}
+		time.Sleep(time.Second)
+	}
+	os.Exit(1)
 }
