@@ -17,94 +17,7 @@ import (
 	"time"
 
 	"github.com/kuroko-faas/kuroko/deployer"
-	"github.com/kuroko-faas/kuroko/deployer/analysis"
 )
-
-// request is what any verb may need; reply what any may return. Both ends are
-// always of one version: the socket belongs to one user on one machine.
-type request struct {
-	Scope    deployer.Scope    `json:"scope"`
-	Fence    deployer.Fence    `json:"fence"`
-	Head     deployer.Head     `json:"head,omitzero"`
-	Version  string            `json:"version,omitempty"`
-	Release  *deployer.Release `json:"release,omitempty"`
-	ID       string            `json:"id,omitempty"`
-	Units    []deployer.Spec   `json:"units,omitempty"`
-	Service  string            `json:"service,omitempty"`
-	Revision string            `json:"revision,omitempty"`
-	Shares   []deployer.Share  `json:"shares,omitempty"`
-	Known    string            `json:"known,omitempty"`
-	N        int               `json:"n,omitempty"`
-}
-
-type reply struct {
-	Head     deployer.Head      `json:"head,omitzero"`
-	Version  string             `json:"version,omitempty"`
-	Release  *deployer.Release  `json:"release,omitempty"`
-	IDs      []string           `json:"ids,omitempty"`
-	Services []deployer.Service `json:"services,omitempty"`
-	Revision *deployer.Revision `json:"revision,omitempty"`
-	Why      string             `json:"why,omitempty"`
-	Lines    []string           `json:"lines,omitempty"`
-	URL      string             `json:"url,omitempty"`
-	Sandbox  string             `json:"sandbox,omitempty"`
-	Counts   []analysis.Counts  `json:"counts,omitempty"`
-	Error    *wireError         `json:"error,omitempty"`
-}
-
-// wireError carries an error with what callers tell apart.
-type wireError struct {
-	Text     string                 `json:"text"`
-	Kind     string                 `json:"kind,omitempty"`
-	Foreign  *deployer.ForeignError `json:"foreign,omitempty"`
-	Failures []*deployer.Failure    `json:"failures,omitempty"`
-}
-
-// kinds are the errors that keep their identity over the socket.
-var kinds = map[string]error{
-	"fenced":   deployer.ErrFenced,
-	"conflict": deployer.ErrConflict,
-	"exists":   deployer.ErrExists,
-	"notfound": deployer.ErrNotFound,
-}
-
-func toWire(err error) *wireError {
-	w := &wireError{Text: err.Error(), Failures: deployer.Failures(err)}
-	_ = errors.As(err, &w.Foreign)
-	for kind, e := range kinds {
-		if errors.Is(err, e) {
-			w.Kind = kind
-		}
-	}
-	return w
-}
-
-func (w *wireError) err() error {
-	switch {
-	case w.Foreign != nil:
-		return w.Foreign
-	case len(w.Failures) == 1:
-		return w.Failures[0]
-	case len(w.Failures) > 1:
-		var all []error
-		for _, f := range w.Failures {
-			all = append(all, f)
-		}
-		return errors.Join(all...)
-	case kinds[w.Kind] != nil:
-		return &remoteError{w.Text, kinds[w.Kind]}
-	}
-	return errors.New(w.Text)
-}
-
-// remoteError says what the server said, without saying it twice.
-type remoteError struct {
-	text string
-	is   error
-}
-
-func (e *remoteError) Error() string { return e.text }
-func (e *remoteError) Unwrap() error { return e.is }
 
 // maxControl bounds a request or reply on the socket.
 const maxControl = 16 << 20
@@ -129,6 +42,12 @@ func (s *Server) control() http.Handler {
 		"remove-service":  s.doRemoveService,
 		"logs":            s.doLogs,
 		"measure":         s.doMeasure,
+		"timers":          s.doTimers,
+		"set-timer":       s.doSetTimer,
+		"remove-timer":    s.doRemoveTimer,
+		"start-run":       s.doStartRun,
+		"follow-run":      s.doFollowRun,
+		"end-runs":        s.doEndRuns,
 	}
 	mux := http.NewServeMux()
 	for verb, do := range verbs {
@@ -372,6 +291,10 @@ func (s *Server) doServices(_ context.Context, in request) (reply, error) {
 		if svc.rec.Scope != in.Scope {
 			continue
 		}
+		if svc.rec.Job {
+			all = append(all, s.observedJob(svc.rec))
+			continue
+		}
 		o := deployer.Service{
 			Name: svc.rec.Name, Unit: svc.rec.Unit, Owner: svc.rec.Scope.Owner, Epoch: svc.rec.Epoch,
 			URL: s.at(svc.rec.Name), Template: svc.rec.Template, Traffic: slices.Clone(svc.rec.Traffic),
@@ -398,13 +321,12 @@ func (s *Server) doEnsure(_ context.Context, in request) (reply, error) {
 	if err := u.Validate(); err != nil {
 		return reply{}, err
 	}
-	if u.Job != nil || u.Timed {
-		return reply{}, fmt.Errorf("unit %s: jobs and timers: %w", u.Unit, deployer.ErrPlanned)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change := func(rec *serviceRecord) error {
-		rec.Template = in.Revision
+		if u.Job == nil {
+			rec.Template = in.Revision
+		}
 		r, ok := rec.Revisions[in.Revision]
 		if ok && r.Spec.Hash() != u.Hash() {
 			return fmt.Errorf("revision %s has other content: %w", in.Revision, deployer.ErrExists)
@@ -419,13 +341,16 @@ func (s *Server) doEnsure(_ context.Context, in request) (reply, error) {
 		return reply{}, err
 	}
 	if svc == nil {
-		rec := serviceRecord{Scope: in.Fence.Scope, Name: u.Name, Unit: u.Unit, Epoch: in.Fence.Epoch, Revisions: map[string]revisionRecord{}}
+		rec := serviceRecord{Scope: in.Fence.Scope, Name: u.Name, Unit: u.Unit, Epoch: in.Fence.Epoch, Job: u.Job != nil, Revisions: map[string]revisionRecord{}}
 		_ = change(&rec)
 		if err := writeJSON(s.book.serviceFile(u.Name), rec); err != nil {
 			return reply{}, err
 		}
 		s.adopt(rec)
 		svc = s.services[u.Name]
+	}
+	if u.Job != nil {
+		return reply{}, nil // no process until somebody runs it
 	}
 	i := svc.instances[in.Revision]
 	if i == nil {
@@ -443,12 +368,17 @@ func (s *Server) doWait(ctx context.Context, in request) (reply, error) {
 	s.mu.Lock()
 	svc, err := s.find(in.Scope, in.Service)
 	var i *instance
+	var spec deployer.Spec
 	if svc != nil {
 		i = svc.instances[in.Revision]
+		spec = svc.rec.Revisions[in.Revision].Spec
 	}
 	s.mu.Unlock()
 	if err != nil {
 		return reply{}, err
+	}
+	if spec.Job != nil {
+		return s.prepareJob(ctx, spec, in.Revision)
 	}
 	if i == nil {
 		return reply{}, fmt.Errorf("revision %s: %w", in.Revision, deployer.ErrNotFound)

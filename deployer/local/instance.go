@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -68,6 +67,9 @@ type host struct {
 	say     func(format string, args ...any)
 	note    func(service, revision string, change func(*revisionRecord))
 	proxyTo func(addr string, timeout time.Duration) *httputil.ReverseProxy
+	// timerKey is what a timer's call proves itself with, as long as the server
+	// lives.
+	timerKey string
 }
 
 func newInstance(h host, service, name string, rec revisionRecord, log *logFile) *instance {
@@ -386,20 +388,12 @@ func (i *instance) isEnding() bool {
 
 // environment is what the unit is told.
 func (i *instance) environment(port int) map[string]string {
-	env := maps.Clone(i.spec.Environment)
-	if env == nil {
-		env = map[string]string{}
+	env := unitEnvironment(i.spec, i.service, i.name)
+	env["PORT"] = fmt.Sprint(port)
+	env["FAAS_HOST"] = "127.0.0.1" // nobody outside this machine is meant
+	if i.spec.Timed {
+		env["FAAS_TIMER_KEY"] = i.host.timerKey
 	}
-	maps.Copy(env, map[string]string{
-		"PORT":            fmt.Sprint(port),
-		"FAAS_HOST":       "127.0.0.1", // nobody outside this machine is meant
-		"FAAS_UNIT":       i.spec.Table,
-		"FAAS_IMAGE":      i.spec.Image.String(),
-		"FAAS_KEY":        i.spec.Key,
-		"K_REVISION":      i.name,
-		"K_SERVICE":       i.service,
-		"K_CONFIGURATION": i.service,
-	})
 	return env
 }
 

@@ -19,6 +19,7 @@ package local
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -130,8 +131,14 @@ type Server struct {
 
 	mu       sync.Mutex // guards the book's writes and what follows
 	services map[string]*service
+	timers   map[string]*timer
+	runs     map[string]*jobRun
 	closing  bool
-	running  sync.WaitGroup // instances that end, servers that serve
+	running  sync.WaitGroup // instances that end, servers that serve, runs and calls by the clock
+
+	changed chan struct{}   // timers changed
+	alive   context.Context // ends when runs must end
+	die     context.CancelFunc
 }
 
 // service is a service's record with its instances.
@@ -153,10 +160,13 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	if o.Dir == "" || err != nil {
 		return nil, fmt.Errorf("local target: a folder is needed: %w", errors.Join(os.ErrInvalid, err))
 	}
-	s := &Server{opts: o, dir: dir, book: book{dir}, services: map[string]*service{}}
+	s := &Server{opts: o, dir: dir, book: book{dir}, services: map[string]*service{},
+		timers: map[string]*timer{}, runs: map[string]*jobRun{}, changed: make(chan struct{}, 1)}
+	s.alive, s.die = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("local target: %w", err)
+			s.die()
 			if s.lock != nil {
 				err = errors.Join(err, s.lock.Close())
 			}
@@ -183,8 +193,12 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	s.host = host{launch: launch, ports: new(ports), times: o.Times, note: s.note, proxyTo: s.proxyTo, say: say}
+	s.host = host{launch: launch, ports: new(ports), times: o.Times, note: s.note, proxyTo: s.proxyTo, say: say, timerKey: rand.Text()}
 	records, err := s.book.services()
+	if err != nil {
+		return nil, err
+	}
+	timers, err := s.book.timers()
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +224,13 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 		s.adopt(rec)
 	}
 	s.publish()
+	for _, rec := range timers {
+		if err := s.wind(rec); err != nil {
+			say("%v", err)
+		}
+	}
 	s.mu.Unlock()
+	s.running.Go(func() { s.clock(s.alive) })
 	s.data = &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute}
 	s.ctl = &http.Server{Handler: s.control(), ReadHeaderTimeout: 10 * time.Second}
 	for _, x := range []struct {
@@ -320,6 +340,7 @@ func (s *Server) Close(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
+	s.die() // no more calls by the clock; runs get SIGTERM
 	// A call that waits for a revision may be cut short; one that writes is
 	// quicker than this.
 	short, cancel := context.WithTimeout(ctx, longPoll+time.Second)
@@ -348,7 +369,9 @@ func (s *Server) adopt(rec serviceRecord) {
 	svc := &service{rec: rec, instances: map[string]*instance{}, turn: new(atomic.Uint64)}
 	s.services[rec.Name] = svc
 	for name, r := range rec.Revisions {
-		s.instance(svc, name, r)
+		if r.Spec.Job == nil {
+			s.instance(svc, name, r)
+		}
 	}
 	s.pin(svc)
 }

@@ -20,6 +20,7 @@ import (
 //	heads/<scope>.json              Head and its version
 //	releases/<scope>/<id>.json      Release, never changed
 //	services/<name>.json            a service with its revisions
+//	timers/<scope>.<key>.json       a timer
 //
 // Every file is replaced by one rename, so that a reader after a crash sees
 // the old or the new one. Callers serialise writes.
@@ -38,6 +39,7 @@ type serviceRecord struct {
 	Name      string                    `json:"name"`
 	Unit      string                    `json:"unit"`
 	Epoch     int64                     `json:"epoch"`
+	Job       bool                      `json:"job,omitempty"` // of a job, whose revisions have no processes
 	Template  string                    `json:"template"`
 	Traffic   []deployer.Share          `json:"traffic"`
 	Revisions map[string]revisionRecord `json:"revisions"`

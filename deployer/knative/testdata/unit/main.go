@@ -39,8 +39,10 @@ func main() {
 	if event := os.Getenv("FAAS_EVENT"); event != "" {
 		runJob(event)
 	}
-	if os.Getenv("FAAS_TIMER") != "" && os.Getenv("FAAS_FIRE") == "" {
-		runJob(os.Getenv("FAAS_TIMER"))
+	if t := os.Getenv("FAAS_TIMER"); t != "" && os.Getenv("FAAS_FIRE") == "" {
+		var timer struct{ Payload string }
+		_ = json.Unmarshal([]byte(t), &timer)
+		runJob(timer.Payload)
 	}
 	if to := os.Getenv("FAAS_FIRE"); to != "" {
 		fire(to)
