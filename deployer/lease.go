@@ -85,7 +85,7 @@ func hold(ctx context.Context, t Target, scope Scope, o Options, h Head) (*lease
 				return
 			case time.Since(last) >= o.Lease.For:
 				// Somebody else may hold it by now; writing on would race.
-				cancel(fmt.Errorf("%w: not renewed for %s: %v", ErrFenced, o.Lease.For, err))
+				cancel(fmt.Errorf("%w: not renewed for %s: %w", ErrFenced, o.Lease.For, err))
 				return
 			}
 		}

@@ -39,6 +39,7 @@ func lab(t *testing.T) cluster {
 		t.Fatal(err)
 	}
 	r.QPS, r.Burst = 100, 200
+	r.WarningHandler = rest.NoWarnings{}
 	c := cluster{rest: r}
 	if c.kube, err = kubernetes.NewForConfig(r); err != nil {
 		t.Fatal(err)

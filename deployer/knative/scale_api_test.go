@@ -1,0 +1,103 @@
+//go:build api
+
+package knative_test
+
+import (
+	"fmt"
+	"net/http"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/kuroko-faas/kuroko/deployer"
+)
+
+// counting counts the requests that pass.
+type counting struct {
+	next http.RoundTripper
+	n    *atomic.Int64
+}
+
+func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.n.Add(1)
+	return c.next.RoundTrip(r)
+}
+
+// heap notes the largest heap until the returned function is called, in MiB.
+func heap() func() uint64 {
+	runtime.GC()
+	done, most := make(chan struct{}), make(chan uint64)
+	go func() {
+		var largest uint64
+		for {
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			largest = max(largest, m.HeapInuse)
+			select {
+			case <-done:
+				most <- largest >> 20
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}()
+	return func() uint64 { close(done); return <-most }
+}
+
+// A release of many units costs each unit what it costs a few: requests are
+// linear, and an unchanged unit costs next to nothing.
+func TestManyUnitsReadinessPatched(t *testing.T) {
+	c := lab(t)
+	perUnit := map[int]float64{}
+	for _, n := range []int{20, 200} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			ns := c.namespace(t)
+			scope := scopeIn(ns)
+			var requests atomic.Int64
+			r := rest.CopyConfig(c.rest)
+			r.QPS, r.Burst = 0, 0 // as the target sets them itself
+			r.Wrap(func(next http.RoundTripper) http.RoundTripper { return counting{next, &requests} })
+			k := apiTarget(t, r)
+			makeReady(t, c, ns)
+			var units []deployer.Spec
+			for i := range n {
+				units = append(units, apiUnit(t, fmt.Sprintf("u%d", i), "1"))
+			}
+			do := func(what string, pipeline int64) deployer.Outcome {
+				t.Helper()
+				requests.Store(0)
+				most, start := heap(), time.Now()
+				out, err := deployer.Deploy(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: pipeline, Units: units},
+					deployer.Options{Parallel: 16, ProbeEvery: 10 * time.Millisecond, RouteTimeout: 5 * time.Second})
+				if err != nil {
+					t.Fatal(err)
+				}
+				took := time.Since(start)
+				t.Logf("%d units, %s: %.1f s (%.0f ms a unit), %d requests (%.1f a unit), heap at most %d MiB", n, what,
+					took.Seconds(), float64(took.Milliseconds())/float64(n), requests.Load(), float64(requests.Load())/float64(n), most())
+				return out
+			}
+			do("all new", 1)
+			perUnit[n] = float64(requests.Load()) / float64(n)
+			if out := do("none changed", 2); !out.NoChange || requests.Load() > 60 {
+				t.Errorf("nothing changed, with %d requests: %v", requests.Load(), out.NoChange)
+			}
+			units[n/2] = apiUnit(t, fmt.Sprintf("u%d", n/2), "2")
+			changed := 0
+			for _, ch := range do("one changed", 3).Changes {
+				if ch.Action != deployer.Unchanged {
+					changed++
+				}
+			}
+			if changed != 1 {
+				t.Errorf("%d units changed; want 1", changed)
+			}
+		})
+	}
+	if perUnit[200] > 1.5*perUnit[20] {
+		t.Errorf("requests a unit: %.1f at 200, %.1f at 20; want them linear", perUnit[200], perUnit[20])
+	}
+}
