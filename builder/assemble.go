@@ -60,7 +60,7 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 	var base *baseImage
 	var baseReused []part
 	began := e.o.Now()
-	parts := make([]*part, len(req.Layers)+2) // trees, dependencies, code
+	parts := make([]*part, len(req.Layers)+2) // trees, dependencies, code; nil for what there is not
 	// A transfer that fails ends the work as well, with its reason.
 	work, wctx := errgroup.WithContext(b.upCtx)
 	work.Go(func() (err error) {
@@ -77,7 +77,10 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		}
 		return nil
 	})
-	trees := append(append([]Tree{}, req.Layers...), req.Code)
+	trees := append([]Tree{}, req.Layers...)
+	if req.Code.FS != nil {
+		trees = append(trees, req.Code)
+	}
 	layers := make([]*layer.Layer, len(trees))
 	defer func() {
 		for _, l := range layers {

@@ -46,7 +46,7 @@ type Request struct {
 	Layers []Tree
 	// Dependencies is nil when the project has none.
 	Dependencies *Dependencies
-	// Code is the developer's files.
+	// Code is the developer's files; without FS there are none.
 	Code Tree
 	// Config is what the image says about running itself.
 	Config Config
@@ -74,7 +74,7 @@ type Config struct {
 	Entrypoint []string          `json:"entrypoint,omitempty"`
 	Cmd        []string          `json:"cmd,omitempty"`
 	Env        []string          `json:"env,omitempty"`  // KEY=value, appended to the base's
-	User       string            `json:"user,omitempty"` // uid:gid
+	User       string            `json:"user,omitempty"` // uid:gid; "" keeps the base's when that is a number other than 0
 	Labels     map[string]string `json:"labels,omitempty"`
 }
 

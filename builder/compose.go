@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -117,9 +118,8 @@ func composeConfig(base *baseImage, layers []titled, c Config) ([]byte, error) {
 	if c.Cmd != nil {
 		r.Cmd = c.Cmd
 	}
-	r.User = c.User
-	if r.User == "" {
-		r.User = "65532:65532"
+	if uid, _, _ := strings.Cut(r.User, ":"); c.User != "" || strings.Trim(uid, "0123456789") != "" || strings.Trim(uid, "0") == "" {
+		r.User = cmp.Or(c.User, "65532:65532")
 	}
 	r.Env = mergeEnv(r.Env, c.Env)
 	for k := range r.Labels {

@@ -27,6 +27,9 @@ type Recipe struct {
 	// checkout leaves them open because every installation has its own images.
 	// Empty fields keep what bundle.yml says.
 	Runtimes map[string]Images
+	// Without names runtimes of the checkout's bundle.yml that this
+	// installation does not have.
+	Without []string
 	// Runner, when set, becomes bundle.yml's runner.
 	Runner *RunnerFiles
 	// Generate, when set, makes further files of what the bundle has: its
@@ -35,7 +38,10 @@ type Recipe struct {
 }
 
 // Images are a runtime's image references, repo@sha256:….
-type Images struct{ Base, Build string }
+type Images struct {
+	Base, Build string
+	Layers      map[string]string // built-in layers by name
+}
 
 // RunnerFiles are the stage runner's binaries by "os/arch". Open is called
 // once for each; the result is closed.
@@ -237,6 +243,12 @@ func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe
 		return failf(ErrContent, "version %q has characters that are no text", m.Version)
 	}
 	p.Version = m.Version
+	for _, name := range r.Without {
+		if _, ok := m.Runtimes[name]; !ok {
+			doc.badf(nil, "no runtime %q in it to leave out; it has: %s", name, strings.Join(slices.Sorted(maps.Keys(m.Runtimes)), ", "))
+		}
+		delete(m.Runtimes, name)
+	}
 	for name, images := range r.Runtimes {
 		rt, ok := m.Runtimes[name]
 		if !ok {
@@ -248,6 +260,12 @@ func (p *Package) describe(ctx context.Context, tree map[string]source, r Recipe
 		}
 		if images.Build != "" {
 			rt.Build = images.Build
+		}
+		for layer, ref := range images.Layers {
+			if rt.Layers == nil {
+				rt.Layers = map[string]string{}
+			}
+			rt.Layers[layer] = ref
 		}
 		m.Runtimes[name] = rt
 	}
@@ -311,7 +329,10 @@ func contentSum(tree map[string]source, r Recipe) string {
 		fmt.Fprintf(h, "%q %s %t\n", name, sum(tree[name].data), tree[name].exec)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Runtimes)) {
-		fmt.Fprintf(h, "%q %q\n", name, r.Runtimes[name])
+		fmt.Fprintf(h, "%q %q\n", name, r.Runtimes[name]) // maps print sorted
+	}
+	for _, name := range slices.Sorted(slices.Values(r.Without)) {
+		fmt.Fprintf(h, "without %q\n", name)
 	}
 	return h.sum()
 }
@@ -352,6 +373,8 @@ func (p *Package) addRunner(open func() (io.ReadCloser, error), z *zstd.Encoder)
 // byDigest is an image reference that can only ever mean one image.
 var byDigest = regexp.MustCompile(`^[a-z0-9]([a-z0-9._:/-]*[a-z0-9])?@sha256:[0-9a-f]{64}$`)
 
+var layerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+
 // languages are the adapters there can be.
 var languages = []string{"java", "node", "python"}
 
@@ -375,7 +398,7 @@ func (m *Meta) check(doc *yamlDoc, has func(dir string) bool) {
 		}
 		switch {
 		case rt.Base == "":
-			doc.badf(at("base"), "missing; give one with --runtime %s.base=REPOSITORY@sha256:…", name)
+			doc.badf(at("base"), "missing; give one with --runtime %[1]s.base=REPOSITORY@sha256:…, or leave the runtime out with --without %[1]s", name)
 		case !byDigest.MatchString(rt.Base):
 			doc.badf(at("base"), "%q is not an image by digest, repository@sha256:…", rt.Base)
 		}
@@ -385,8 +408,17 @@ func (m *Meta) check(doc *yamlDoc, has func(dir string) bool) {
 		if rt.ABI == "" {
 			doc.badf(at("abi"), "missing")
 		}
-		if rt.Adapter == "" || badPath(rt.Adapter) != "" || !has(rt.Adapter) {
+		if rt.Adapter != "" && (badPath(rt.Adapter) != "" || !has(rt.Adapter)) {
 			doc.badf(at("adapter"), "%q is not a folder of the bundle", rt.Adapter)
+		}
+		for _, layer := range slices.Sorted(maps.Keys(rt.Layers)) {
+			at := []string{"runtimes", name, "layers", layer}
+			if !layerName.MatchString(layer) {
+				doc.badf(at, "%q is not a layer's name", layer)
+			}
+			if !byDigest.MatchString(rt.Layers[layer]) {
+				doc.badf(at, "%q is not an image by digest, repository@sha256:…", rt.Layers[layer])
+			}
 		}
 	}
 	if m.Runner != nil {

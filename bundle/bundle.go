@@ -161,6 +161,10 @@ type Runtime struct {
 	Build string `yaml:"build,omitempty"`
 	// ABI changes when native code built against an older base breaks.
 	ABI string `yaml:"abi"`
-	// Adapter is the folder of the adapter inside the bundle.
-	Adapter string `yaml:"adapter"`
+	// Adapter is the folder of the adapter inside the bundle. A runtime
+	// without one runs servers of their own alone: contract app.
+	Adapter string `yaml:"adapter,omitempty"`
+	// Layers are the built-in layers made for Base, by name: images of one
+	// layer, by digest like Base.
+	Layers map[string]string `yaml:"layers,omitempty"`
 }

@@ -81,6 +81,9 @@ type Spec struct {
 	// Timed says that timers call functions of the unit over its address: its
 	// instances are told what such a call proves itself with.
 	Timed bool `json:"timed,omitempty"`
+	// Server says that a server of the unit's own answers, without an adapter:
+	// it is Ready as soon as $PORT takes connections.
+	Server bool `json:"server,omitempty"`
 }
 
 // Ref is a key of a Secret or ConfigMap: a variable under its name in

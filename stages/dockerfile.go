@@ -34,12 +34,11 @@ func (e onTop) Build(ctx context.Context, req builder.Request) (builder.Image, e
 	if err != nil {
 		return built, err
 	}
-	// The layer engine wants a tree in the place of the code, which the
-	// instructions have put there: the last of ours serves.
-	last := len(req.Layers) - 1
+	// The instructions have put the code there. A server without adapter keeps
+	// their entry point; only the user is held to be nobody special.
 	image, err := e.layers.Build(ctx, builder.Request{
 		Name: req.Name, Key: req.Key, Repository: req.Repository, Base: built.Ref,
-		Layers: req.Layers[:last], Code: req.Layers[last], Config: req.Config, Origin: req.Origin,
+		Layers: req.Layers, Config: req.Config, Origin: req.Origin,
 	})
 	image.Engine, image.Sandbox = built.Engine, built.Sandbox
 	image.Requests += built.Requests

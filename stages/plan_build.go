@@ -60,6 +60,11 @@ type PlannedImage struct {
 	Lock string `json:"lock,omitempty"`
 	// Dockerfile is the path of the instructions, for the dockerfile engine.
 	Dockerfile string `json:"dockerfile,omitempty"`
+	// App is the function whose own server the image runs; empty for images
+	// with an adapter.
+	App string `json:"app,omitempty"`
+	// Image is the finished image of the image engine, by digest.
+	Image string `json:"image,omitempty"`
 }
 
 // Input is one named part of a key, so that a changed key can be explained.
@@ -118,11 +123,17 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 	var order []string
 	for _, u := range in.Project.Units {
 		rt, ok := in.Runtimes[u.Runtime]
-		if !ok {
+		if !ok && u.Runtime != "" {
 			return BuildPlan{}, fmt.Errorf("unit %s: the bundle has no runtime %q", u.Name, u.Runtime)
 		}
 		img := PlannedImage{Runtime: u.Runtime, Units: []string{u.Name}, Dockerfile: u.Build.Dockerfile}
 		img.Engine, img.EngineWhy = chooseEngine(u.Build)
+		if f, ok := appOf(u); ok {
+			img.App = f.Name
+		}
+		if img.Engine == EngineImage {
+			img.Image = u.Build.Image
+		}
 		if lock := lockFiles[rt.Language]; code.sums[lock] != "" {
 			img.Lock = lock
 		}
@@ -151,9 +162,14 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 	}
 	for _, k := range order {
 		img := groups[k]
-		img.Name = strings.ReplaceAll(img.Runtime, ".", "-")
+		img.Name = strings.ReplaceAll(or(img.Runtime, "image"), ".", "-")
 		if perRuntime[img.Runtime] > 1 {
 			img.Name += "-" + img.Units[0]
+		}
+		if img.Engine == EngineImage {
+			img.Action, img.Why, img.Digest = "reuse", img.EngineWhy, img.Image[strings.LastIndex(img.Image, "@")+1:]
+			plan.Images = append(plan.Images, *img)
+			continue
 		}
 		img.Action, img.Why = "build", "no image has these inputs yet"
 		for _, u := range img.Units {
@@ -179,6 +195,9 @@ func (p BuildPlan) reuse(exists func(image, key string) string) BuildPlan {
 		img := &p.Images[i]
 		if exists == nil {
 			break
+		}
+		if img.Engine == EngineImage {
+			continue
 		}
 		if d := exists(img.Name, img.Key); d != "" {
 			img.Action, img.Why, img.Digest = "reuse", "an image with the same inputs exists", d
@@ -287,6 +306,9 @@ func chooseEngine(b project.Build) (engine, why string) {
 // inputs lists what decides an image's content, in a fixed order. The names
 // are the words in which a plan explains a change.
 func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources []string, layout string) []Input {
+	if img.Engine == EngineImage {
+		return []Input{{"builder", sumOf("none", u.Build.Image)}}
+	}
 	list := []Input{
 		{inputLayout, sumOf(layout)},
 		{inputRuntime, u.Runtime},
@@ -323,6 +345,9 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 	if b.Builder == "dockerfile" {
 		// The instructions take part also when `package` leaves them out.
 		list = append(list, Input{b.Dockerfile, c.sums[b.Dockerfile]})
+	}
+	if f, ok := appOf(u); ok && b.Builder != "dockerfile" {
+		list = append(list, Input{"start command", sumOf(f.Handler, c.sums[procfile])})
 	}
 	if len(u.Layers) > 0 {
 		list = append(list, Input{"layers", sumOf(u.Layers...)})

@@ -221,6 +221,10 @@ func specOf(u project.Unit, key string, image name.Digest, versions map[deployer
 		MinScale: u.Scale.Min, MaxScale: u.Scale.Max, ScaleTarget: u.Scale.Target,
 		Internal: u.Network == "internal", Secrets: refs(u.Secrets), Config: refs(u.Config),
 	}
+	if f, ok := appOf(u); ok {
+		// No adapter will set the function's own variables.
+		spec.Server, spec.Environment = true, f.Environment
+	}
 	if u.Scale.Metric != "concurrency" { // the default has no name, so that older revisions keep theirs
 		spec.ScaleMetric = u.Scale.Metric
 	}

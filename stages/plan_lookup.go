@@ -23,6 +23,9 @@ func (s *state) existing(ctx context.Context, plan BuildPlan) (map[string]string
 	var group errgroup.Group
 	group.SetLimit(lookups)
 	for _, img := range plan.Images {
+		if img.Engine == EngineImage {
+			continue // nobody built it here
+		}
 		mu.Lock()
 		failed := len(errs) > 0
 		mu.Unlock()

@@ -48,7 +48,8 @@ func unsupported(p *project.Project) []project.Problem {
 		if f.Kind == project.KindJob {
 			no(at+".kind", "kind: job")
 		}
-		if _, ok := launchers[f.Language]; !ok && f.Build.Builder == "layer" {
+		// A server needs no adapter, only its language's base.
+		if _, ok := launchers[f.Language]; !ok && f.Contract != "app" {
 			no(at+".runtime", "runtime "+f.Runtime+" (no adapter for "+f.Language+")")
 		}
 		for _, e := range events(p, f, "timer", len(f.Timers)) {
@@ -66,7 +67,7 @@ func unsupported(p *project.Project) []project.Problem {
 				no(eventOr(p, e, "cors", "routes.cors"), "cors")
 			}
 		}
-		if !slices.Contains([]string{"event", "http"}, f.Contract) {
+		if !slices.Contains([]string{"event", "http", "app"}, f.Contract) {
 			no(at+".contract", "contract: "+f.Contract)
 		}
 		if f.EventFormat != "" {
@@ -81,8 +82,11 @@ func unsupported(p *project.Project) []project.Problem {
 		if u.Isolation == "worker" {
 			no("aggregation."+u.Name+".isolation", "isolation: worker")
 		}
-		if u.Build.Builder == "none" {
-			no(at+".build.builder", "build.builder: none")
+		if _, app := appOf(u); u.Build.Builder == "none" && !app {
+			no(at+".build.builder", "build.builder: none with another contract than app")
+		}
+		if u.Build.Builder == "none" && !strings.Contains(u.Build.Image, "@sha256:") {
+			no(at+".build.image", "an image by tag; write its digest, "+u.Build.Image+"@sha256:…")
 		}
 		if u.Build.Base != "" {
 			no(at+".build.base", "build.base")

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -38,16 +40,18 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		return builder.Request{}, err
 	}
 	rt, ok := s.Bundle.Meta.Runtimes[img.Runtime]
-	if !ok {
+	if !ok && img.Runtime != "" {
 		return bad(fmt.Errorf("is not in this bundle"))
 	}
 	repo, err := name.NewRepository(plan.Repository + "/" + img.Name)
 	if err != nil {
 		return builder.Request{}, err
 	}
-	base, err := name.NewDigest(site.Cluster.Image(rt.Base))
-	if err != nil {
-		return bad(err)
+	var base name.Digest
+	if ok { // a Dockerfile without a runtime names its own base
+		if base, err = name.NewDigest(site.Cluster.Image(rt.Base)); err != nil {
+			return bad(err)
+		}
 	}
 	if s.tree == nil {
 		if s.tree, err = os.OpenRoot(s.Job.Dir); err != nil {
@@ -59,18 +63,28 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		Code:   builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
 		Origin: s.origin(plan, img),
 	}
-	launcher, ok := launchers[rt.Language]
-	if !ok {
-		return bad(fmt.Errorf("language %q has no adapter in this runner", rt.Language))
+	if img.App != "" {
+		if req.Config, err = s.appConfig(p, img, rt.Language); err != nil {
+			return builder.Request{}, err
+		}
+	} else {
+		launcher, ok := launchers[rt.Language]
+		if !ok || rt.Adapter == "" {
+			return bad(fmt.Errorf("language %q has no adapter in this bundle", rt.Language))
+		}
+		adapter, err := fs.Sub(s.Bundle.FS, rt.Adapter)
+		if err != nil {
+			return bad(err)
+		}
+		req.Layers = []builder.Tree{{Title: "adapter", FS: adapter, Prefix: adapterDir}}
+		req.Config = builder.Config{WorkingDir: codeDir, Entrypoint: launcher, User: nonroot, Env: []string{"NODE_ENV=production"}}
 	}
-	adapter, err := fs.Sub(s.Bundle.FS, rt.Adapter)
-	if err != nil {
-		return bad(err)
-	}
-	req.Layers = []builder.Tree{{Title: "adapter", FS: adapter, Prefix: adapterDir}}
-	req.Config = builder.Config{WorkingDir: codeDir, Entrypoint: launcher, User: nonroot, Env: []string{"NODE_ENV=production"}, Labels: s.ociLabels(img)}
+	req.Config.Labels = s.ociLabels(img)
 	if img.Engine == EngineDockerfile {
-		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile, Args: map[string]string{argBase: base.String()}}
+		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile, Args: map[string]string{}}
+		if ok {
+			req.Dockerfile.Args[argBase] = base.String()
+		}
 		return req, nil // its own instructions install what it needs
 	}
 	if rt.Language != "node" {
@@ -95,6 +109,28 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		}
 	}
 	return req, err
+}
+
+// appConfig is how the image of a server starts. A Dockerfile says that itself.
+func (s *state) appConfig(p *project.Project, img PlannedImage, language string) (builder.Config, error) {
+	if img.Engine == EngineDockerfile {
+		return builder.Config{}, nil
+	}
+	c := builder.Config{WorkingDir: codeDir, User: nonroot, Env: slices.Clone(programs[language].env)}
+	if language == "java" {
+		classes := path.Join(codeDir, p.Build.Output)
+		c.Env = append(c.Env, "CLASSPATH="+classes+":"+javaLibraries+"/*")
+	}
+	for _, f := range p.Functions {
+		if f.Name == img.App {
+			argv, err := startCommand(f, s.tree.FS())
+			if err != nil {
+				return builder.Config{}, &builder.InputError{What: "start function " + f.Name, Next: "correct functions." + f.Name + ".handler", Err: err}
+			}
+			c.Entrypoint = argv
+		}
+	}
+	return c, nil
 }
 
 // dependencyCount is how many packages package.json needs at run time.

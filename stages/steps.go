@@ -153,7 +153,10 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 			}
 			build = ref.DigestStr()
 		}
-		adapter, err := treeSum(s.Bundle.FS, rt.Adapter)
+		adapter := ""
+		if rt.Adapter != "" {
+			adapter, err = treeSum(s.Bundle.FS, rt.Adapter)
+		}
 		if err != nil {
 			return BuildPlan{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s.adapter: %w", n, err)}
 		}
@@ -182,7 +185,7 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	extra := map[string]bool{p.Build.Dockerfile: true}
+	extra := map[string]bool{p.Build.Dockerfile: true, procfile: true}
 	for lang, lock := range lockFiles {
 		extra[lock], extra[manifests[lang]] = true, true
 	}
@@ -203,7 +206,15 @@ func checkHandlers(p *project.Project, dir string, which func(handler string) bo
 	defer root.Close()
 	var problems []usererr.Problem
 	for _, f := range p.Functions {
-		if f.Language != "node" || f.Contract == "app" || !which(f.Handler) {
+		if f.Contract == "app" {
+			if f.Build.Builder == "layer" {
+				if why, next := checkStart(f, root, which); why != "" {
+					problems = append(problems, usererr.Problem{Why: why, Next: next})
+				}
+			}
+			continue
+		}
+		if f.Language != "node" || !which(f.Handler) {
 			continue
 		}
 		files, export, err := runtimes.NodeHandler(f.Handler)
@@ -334,6 +345,16 @@ func buildImages(ctx context.Context, s *state) (string, error) {
 	built := 0
 	refs := map[string]name.Digest{}
 	for _, img := range plan.Images {
+		if img.Engine == EngineImage {
+			ref, err := name.NewDigest(img.Image)
+			if err != nil {
+				return "", err
+			}
+			refs[img.Name] = ref
+			s.result.Images = append(s.result.Images, ImageResult{Name: img.Name, Ref: ref.String(), Engine: img.Engine, Reused: true})
+			s.Log.Printf("image %s: %s, as build.image says", img.Name, ref)
+			continue
+		}
 		req, err := s.request(ctx, p, plan, img)
 		if err != nil {
 			return "", err
@@ -456,7 +477,12 @@ func (s *state) builtImages(ctx context.Context) (map[string]name.Digest, error)
 			continue
 		}
 		// The file passed through the repository's own commands.
-		if want, err := name.NewRepository(plan.Repository + "/" + img.Name); err != nil || ref.Context().Name() != want.Name() {
+		if img.Engine == EngineImage {
+			if want, err := name.NewDigest(img.Image); err != nil || ref.Name() != want.Name() {
+				problems = append(problems, usererr.Problem{Why: fmt.Sprintf("image %s: %s/%s names %s, faas.yml %s", img.Name, WorkDir, fileImages, ref, img.Image)})
+				continue
+			}
+		} else if want, err := name.NewRepository(plan.Repository + "/" + img.Name); err != nil || ref.Context().Name() != want.Name() {
 			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("image %s: %s/%s names %s, the plan pushes to %s", img.Name, WorkDir, fileImages, ref.Context().Name(), want)})
 			continue
 		}

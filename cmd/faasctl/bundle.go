@@ -61,7 +61,8 @@ func bundleCommand(getenv func(string) string) *cli.Command {
 					&cli.StringFlag{Name: "from", Usage: "the checkout's `DIR`", Value: "."},
 					&cli.StringFlag{Name: "out", Usage: "the `DIR` to write to; must be new or empty"},
 					&cli.StringFlag{Name: "version", Usage: "the bundle's `VERSION` (default: as platform/bundle.yml says, else made of the content)"},
-					&cli.StringSliceFlag{Name: "runtime", Usage: "an image of a runtime by digest, `NAME.base=REF` or NAME.build=REF; may be repeated"},
+					&cli.StringSliceFlag{Name: "runtime", Usage: "an image of a runtime by digest, `NAME.base=REF`, NAME.build=REF or, for a built-in layer, NAME.layers.LAYER=REF; may be repeated"},
+					&cli.StringSliceFlag{Name: "without", Usage: "leave out the `RUNTIME` of bundle.yml; may be repeated"},
 					&cli.StringSliceFlag{Name: "runner", Usage: "a stage-runner binary, `OS/ARCH=FILE`; may be repeated"},
 					&cli.StringFlag{Name: "runner-version", Usage: "the `VERSION` that these binaries print"},
 				},
@@ -235,7 +236,7 @@ func bundleBuild(c *cli.Context) error {
 	if err := needed(c, "out"); err != nil {
 		return err
 	}
-	r := bundle.Recipe{Version: c.String("version"), Runtimes: map[string]bundle.Images{}, Generate: stages.BundleFiles}
+	r := bundle.Recipe{Version: c.String("version"), Runtimes: map[string]bundle.Images{}, Without: c.StringSlice("without"), Generate: stages.BundleFiles}
 	for _, v := range c.StringSlice("runtime") {
 		// A runtime's name may have dots: python3.11.base=…
 		target, ref, ok := strings.Cut(v, "=")
@@ -243,12 +244,20 @@ func bundleBuild(c *cli.Context) error {
 		if !ok || dot < 1 || ref == "" {
 			return cliapp.Usagef("--runtime %q is not NAME.base=REF or NAME.build=REF", v)
 		}
-		name := target[:dot]
+		name, layer := target[:dot], ""
+		if runtime, ok := strings.CutSuffix(name, ".layers"); ok {
+			name, layer = runtime, target[dot+1:]
+		}
 		images := r.Runtimes[name]
-		switch target[dot+1:] {
-		case "base":
+		switch kind := target[dot+1:]; {
+		case layer != "":
+			if images.Layers == nil {
+				images.Layers = map[string]string{}
+			}
+			images.Layers[layer] = ref
+		case kind == "base":
 			images.Base = ref
-		case "build":
+		case kind == "build":
 			images.Build = ref
 		default:
 			return cliapp.Usagef("--runtime %q is not NAME.base=REF or NAME.build=REF", v)

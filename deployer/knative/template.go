@@ -69,6 +69,9 @@ func template(scope deployer.Scope, s deployer.Spec, revision string, deadline t
 	if s.Timed {
 		c.Env = append(c.Env, timerKey(scope))
 	}
+	if s.Server {
+		c.ReadinessProbe, c.LivenessProbe = connects(), connects()
+	}
 	c.ReadinessProbe.SuccessThreshold = 1
 	// A startup probe would let the kubelet ask once a second and make every
 	// cold start up to a second longer. Nobody asks before the budget is over
@@ -127,6 +130,11 @@ func autoscale(annotations map[string]string, s deployer.Spec) {
 // defaultCPUTarget is the percent of its CPU that an instance is meant to use
 // where nobody says more: HPA has no default of its own that Knative passes on.
 const defaultCPUTarget = 80
+
+// connects asks for no more than a connection; Knative fills the port in.
+func connects() *corev1.Probe {
+	return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{}}}
+}
 
 func probe(path string) *corev1.Probe {
 	return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path}}}

@@ -410,15 +410,12 @@ func (i *instance) becomeReady(addr string, began time.Time, exited chan error) 
 	pause, said := 10*time.Millisecond, "nothing listens on $PORT"
 	i.change(func() { i.why = "waiting for the process to listen" })
 	for {
-		res, err := client.Get("http://" + addr + "/health/readiness")
-		if err == nil {
-			res.Body.Close()
-			// A server without our adapter may know no such path: that it
-			// answers is all one can ask then.
-			if res.StatusCode < 400 || res.StatusCode == http.StatusNotFound || res.StatusCode == http.StatusMethodNotAllowed {
-				return true, nil
-			}
-			said = fmt.Sprintf("the readiness probe answers %d", res.StatusCode)
+		up, answer := i.answers(client, addr)
+		if up {
+			return true, nil
+		}
+		if answer != "" {
+			said = answer
 			i.change(func() { i.why = said })
 		}
 		next := time.NewTimer(pause)
@@ -446,6 +443,29 @@ func (i *instance) becomeReady(addr string, began time.Time, exited chan error) 
 			return false, i.crash(err, time.Since(began))
 		}
 	}
+}
+
+// answers reports whether the process is Ready, or what it said instead.
+func (i *instance) answers(client *http.Client, addr string) (up bool, said string) {
+	if i.spec.Server {
+		c, err := net.DialTimeout("tcp", addr, client.Timeout)
+		if err != nil {
+			return false, ""
+		}
+		c.Close()
+		return true, ""
+	}
+	res, err := client.Get("http://" + addr + "/health/readiness")
+	if err != nil {
+		return false, ""
+	}
+	res.Body.Close()
+	// A server without our adapter may know no such path: that it answers is
+	// all one can ask then.
+	if res.StatusCode < 400 || res.StatusCode == http.StatusNotFound || res.StatusCode == http.StatusMethodNotAllowed {
+		return true, ""
+	}
+	return false, fmt.Sprintf("the readiness probe answers %d", res.StatusCode)
 }
 
 func (i *instance) timeout(limit time.Duration, said string) error {

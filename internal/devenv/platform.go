@@ -62,7 +62,7 @@ func NewPlatform(s Services, checkout, dir, channel string) (*Platform, error) {
 // Release is what a bundle is made of beside the checkout.
 type Release struct {
 	Version  string
-	Runtimes map[string]bundle.Images
+	Runtimes map[string]bundle.Images // others of bundle.yml are left out
 	// Files replace or add files of the checkout, by their path in it. A name
 	// that ends in "*" is executable.
 	Files map[string]string
@@ -97,7 +97,18 @@ func (p *Platform) Publish(ctx context.Context, r Release) (string, error) {
 			return "", err
 		}
 	}
-	pkg, err := bundle.Build(ctx, os.DirFS(tree), bundle.Recipe{Version: r.Version, Runtimes: r.Runtimes, Runner: r.Runner, Generate: stages.BundleFiles})
+	// What the release has no images of, its bundle does not offer.
+	var without []string
+	for _, runtime := range defaultRuntimes {
+		text, err := os.ReadFile(filepath.Join(tree, "platform", "bundle.yml"))
+		if err != nil {
+			return "", err
+		}
+		if _, ok := r.Runtimes[runtime]; !ok && strings.Contains(string(text), "\n  "+runtime+":\n") {
+			without = append(without, runtime)
+		}
+	}
+	pkg, err := bundle.Build(ctx, os.DirFS(tree), bundle.Recipe{Version: r.Version, Runtimes: r.Runtimes, Without: without, Runner: r.Runner, Generate: stages.BundleFiles})
 	if err != nil {
 		return "", err
 	}

@@ -123,10 +123,14 @@ func (s *Server) Close() error {
 	return errors.Join(err, s.OSSD.Close())
 }
 
+// defaultRuntimes are those of the default bundle.
+var defaultRuntimes = [...]string{"java17", "nodejs18", "python3.11"}
+
 // PushBaseImages sends the images that `make images` left in its cache to the
-// registry, and returns the references a bundle needs for nodejs18. The error
-// of a missing image says how to make it.
-func (s Services) PushBaseImages(ctx context.Context, cache string) (map[string]bundle.Images, error) {
+// registry, and returns the references a bundle needs for the runtimes, which
+// are nodejs18 where none is named. The error of a missing image says how to
+// make it.
+func (s Services) PushBaseImages(ctx context.Context, cache string, runtimes ...string) (map[string]bundle.Images, error) {
 	images := debian.Builder{Cache: cache}
 	push := func(image string) (string, error) {
 		repo, err := name.NewRepository(s.Registry + "/" + image)
@@ -139,15 +143,22 @@ func (s Services) PushBaseImages(ctx context.Context, cache string) (map[string]
 		}
 		return image + "@" + ref.DigestStr(), nil
 	}
-	base, err := push("base/nodejs18")
-	if err != nil {
-		return nil, err
+	if len(runtimes) == 0 {
+		runtimes = []string{"nodejs18"}
 	}
-	build, err := push("build/nodejs18")
-	if err != nil {
-		return nil, err
+	all := map[string]bundle.Images{}
+	for _, runtime := range runtimes {
+		base, err := push("base/" + runtime)
+		if err != nil {
+			return nil, err
+		}
+		build, err := push("build/" + runtime)
+		if err != nil {
+			return nil, err
+		}
+		all[runtime] = bundle.Images{Base: base, Build: build}
 	}
-	return map[string]bundle.Images{"nodejs18": {Base: base, Build: build}}, nil
+	return all, nil
 }
 
 // ClustersFile is a clusters.yml whose only cluster is these services, for

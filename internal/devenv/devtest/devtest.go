@@ -23,9 +23,10 @@ type Lab struct {
 	Images map[string]bundle.Images
 }
 
-// Start starts the embedded services until the test ends. Without base images
-// it skips: they are made by `make images`.
-func Start(t testing.TB) Lab {
+// Start starts the embedded services until the test ends, with the images of
+// the runtimes, nodejs18 where none is named. Without base images it skips:
+// they are made by `make images`.
+func Start(t testing.TB, runtimes ...string) Lab {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: starts the embedded services and builds images")
@@ -47,7 +48,7 @@ func Start(t testing.TB) Lab {
 			t.Error(err)
 		}
 	})
-	l.Images, err = l.Services.PushBaseImages(t.Context(), filepath.Join(cache, "kuroko"))
+	l.Images, err = l.Services.PushBaseImages(t.Context(), filepath.Join(cache, "kuroko"), runtimes...)
 	if errors.Is(err, debian.ErrNotBuilt) {
 		t.Skip("base images are missing; make images makes them: ", err)
 	}
