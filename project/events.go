@@ -176,6 +176,9 @@ func cron() *spec {
 			next := "write minute, hour, day of month, month, day of week"
 			if len(parts) == 6 {
 				next = "leave out the seconds: " + next
+				if strings.Contains(parts[0], "TZ=") {
+					next = "write the zone beside it: timezone: " + parts[0][strings.Index(parts[0], "=")+1:]
+				}
 			}
 			return f(fmt.Sprintf("%s has %d fields; a cron line has five", quote(s), len(parts)), next)
 		}
@@ -185,21 +188,74 @@ func cron() *spec {
 					fmt.Sprintf("write *, */n, a number from %d to %d, a range a-b or a list a,b", cronFields[i].least, cronFields[i].most))
 			}
 		}
+		if cronNever(parts) {
+			return f(quote(s)+" names a day that no year has", "choose a day that the month has")
+		}
 		return strings.Join(parts, " "), fault{}
 	}, json: map[string]any{"type": "string", "pattern": `^[ \t]*[^ \t]+([ \t]+[^ \t]+){4}[ \t]*$`}}
 }
 
-func cronProblem(i int, part string) string {
-	field := cronFields[i]
-	value := func(s string) (int, bool) {
-		if len(s) == 3 && field.words != "" {
-			if at := strings.Index(field.words, strings.ToLower(s)); at >= 0 && at%4 == 0 {
-				return at/4 + field.least, true
+// cronNever reports days of a month that none of the months has: 31 February.
+// A day of the week makes up for it, because cron takes either.
+func cronNever(parts []string) bool {
+	if !strings.HasPrefix(parts[4], "*") {
+		return false
+	}
+	least := 31 // the earliest day
+	for _, item := range strings.Split(parts[2], ",") {
+		first, _, _ := strings.Cut(item, "/")
+		first, _, _ = strings.Cut(first, "-")
+		day := 1
+		if first != "*" {
+			day, _ = cronValue(2, first)
+		}
+		least = min(least, day)
+	}
+	if least < 30 {
+		return false
+	}
+	for _, item := range strings.Split(parts[3], ",") {
+		span, step, _ := strings.Cut(item, "/")
+		first, last, ranged := strings.Cut(span, "-")
+		from, to := 1, 12
+		if first != "*" {
+			from, _ = cronValue(3, first)
+			to = from
+			if ranged {
+				to, _ = cronValue(3, last)
+			} else if step != "" {
+				to = 12
 			}
 		}
-		n, err := strconv.Atoi(s)
-		return n, err == nil && s[0] != '+' && s[0] != '-'
+		by := 1
+		if step != "" {
+			by, _ = strconv.Atoi(step)
+		}
+		for month := from; month <= to; month += by {
+			days := time.Date(2024, time.Month(month)+1, 0, 0, 0, 0, 0, time.UTC).Day()
+			if least <= days {
+				return false
+			}
+		}
 	}
+	return true
+}
+
+// cronValue is a number or a word of a field.
+func cronValue(i int, s string) (int, bool) {
+	field := cronFields[i]
+	if len(s) == 3 && field.words != "" {
+		if at := strings.Index(field.words, strings.ToLower(s)); at >= 0 && at%4 == 0 {
+			return at/4 + field.least, true
+		}
+	}
+	n, err := strconv.Atoi(s)
+	return n, err == nil && s[0] != '+' && s[0] != '-'
+}
+
+func cronProblem(i int, part string) string {
+	field := cronFields[i]
+	value := func(s string) (int, bool) { return cronValue(i, s) }
 	for _, item := range strings.Split(part, ",") {
 		span, step, stepped := strings.Cut(item, "/")
 		if stepped {

@@ -261,14 +261,12 @@ func functionKey(key string) (why, next string) {
 
 func standalone() *spec {
 	s := boolean()
-	check := s.scalar
-	s.scalar = func(t string) (string, fault) {
-		if t == "both" {
-			return "", fault{CodePlanned, planned("deploying one function both alone and in its aggregate"), "write true or false"}
+	s.planned = func(n *node) string {
+		if n.kind == aText && n.text == "both" {
+			return "deploying one function both alone and in its aggregate"
 		}
-		return check(t)
+		return ""
 	}
-	s.anyScalar = true
 	return s
 }
 
@@ -332,11 +330,17 @@ func (f fieldsOf) events() *spec {
 		field{name: "oss", planned: "an object-storage event"},
 		field{name: "s3", planned: "an object-storage event"},
 		field{name: "objectStorage", planned: "an object-storage event"},
+		field{name: "cos", planned: "an object-storage event"},
+		field{name: "obs", planned: "an object-storage event"},
+		field{name: "minio", planned: "an object-storage event"},
 		field{name: "mq", planned: "a message-queue event"},
 		field{name: "mns", planned: "a message-queue event"},
 		field{name: "kafka", planned: "a message-queue event"},
 		field{name: "rocketmq", planned: "a message-queue event"},
 		field{name: "queue", planned: "a message-queue event"},
+		field{name: "rabbitmq", planned: "a message-queue event"},
+		field{name: "pulsar", planned: "a message-queue event"},
+		field{name: "ons", planned: "a message-queue event"},
 		field{name: "sqs", planned: "a message-queue event"},
 	)
 	ev.exactlyOne = true
@@ -512,6 +516,12 @@ func (f fieldsOf) environments() *spec {
 		cluster = enum("cluster", f.Clusters...)
 	}
 	cluster.say = "the name of a cluster"
+	cluster.planned = func(n *node) string {
+		if n.kind == aList {
+			return "several clusters in waves"
+		}
+		return ""
+	}
 	functions := *f.functions()
 	functions.key = func(string) (string, string) { return "", "" } // must exist; checked later
 	rollout, routes, aggregation := f.rollout(), f.routes(), f.aggregation()

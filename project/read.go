@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -69,7 +70,9 @@ func checkText(data []byte) *Problem {
 			why, next = "the file is not UTF-8 text", "save it as UTF-8"
 		case c < 0x20 && c != '\n' && c != '\r' && c != '\t', c >= 0x7f && c < 0xa0, c == 0xfffe, c == 0xffff:
 			why = fmt.Sprintf("the control character %U is not allowed", c)
-		case c == 0x2028, c == 0x2029, c == 0xfeff:
+		case c == 0x2028, c == 0x2029, c == 0xfeff,
+			// These make text look like other text: https://trojansource.codes
+			c >= 0x202a && c <= 0x202e, c >= 0x2066 && c <= 0x2069:
 			why = fmt.Sprintf("the invisible character %U is not allowed", c)
 		}
 		if why != "" {
@@ -170,6 +173,10 @@ func syntaxProblem(data []byte, cause error) Problem {
 			p.Line, p.Column = place(data[:m[2]+1])
 			p.Why = "inside { } the path " + string(data[m[2]:m[3]]) + " needs quotes, because of its brackets"
 			p.Next = fmt.Sprintf("write %q", data[m[2]:m[3]])
+		} else if m := bareVariable.FindSubmatchIndex(data); m != nil && quoting(data, m[2], m[3], cause) {
+			p.Line, p.Column = place(data[:m[2]+1])
+			p.Why = "inside { } the variable " + string(data[m[2]:m[3]]) + " needs quotes, because of its braces"
+			p.Next = fmt.Sprintf("write %q", data[m[2]:m[3]])
 		}
 	}
 	if p.Line == 0 {
@@ -182,6 +189,18 @@ const unclosed = "a { or [ is not closed, or what is inside is not separated by 
 
 // bareParam is a path with a parameter and without quotes in a flow map.
 var bareParam = regexp.MustCompile(`[{,]\s*path:\s*(/[^\s"',{}\[\]]*(?:\[\w+\]|\{\w+\})[^\s"',{}\[\]]*)`)
+
+// bareVariable is a variable without quotes in a flow map or list.
+var bareVariable = regexp.MustCompile(`[{\[,][^"'\n#]*?(\$\{(?:env|git):[^}\n]*\})`)
+
+// quoting reports whether quotes around a part of the file take the error away.
+func quoting(data []byte, from, to int, cause error) bool {
+	if len(data) > maxSearch {
+		return false
+	}
+	_, err := decode(slices.Concat(data[:from], []byte{'"'}, data[from:to], []byte{'"'}, data[to:]))
+	return err == nil || err.Error() != cause.Error()
+}
 
 // explain says a YAML library's error in the words of somebody who writes the
 // file; last is the character it stopped at.
@@ -327,6 +346,9 @@ func (r *reader) entries(n *node, y *yaml.Node, path string, depth int) {
 		if k.ShortTag() == "!!merge" {
 			m := r.node(v, path, depth)
 			switch {
+			case r.stop || m.bad:
+			case m.kind != aMap && m.kind != aList:
+				r.problem(v, path, CodeType, `"<<" takes a map or a list of maps`, "name an anchor of a map: <<: *shared")
 			case m.kind == aMap:
 				merged = append(merged, m)
 			case m.kind == aList:

@@ -182,7 +182,7 @@ func labelKeys(most int) map[string]any {
 func labelProblem(what, s string, most int) (why, next string) {
 	switch {
 	case s == "":
-		return "name of a " + what + " is empty", "choose a name"
+		return "the name is empty", "choose a name"
 	case !dns1035Label.MatchString(s):
 		next = "use lower-case letters, digits and -, a letter first"
 		if d := dashed(s); d != "" {

@@ -33,8 +33,9 @@ type spec struct {
 	unique bool
 	// free accepts anything that is of kind is, where that is set.
 	free bool
-	// anyScalar lets every scalar reach the check, for a better message.
-	anyScalar bool
+	// planned says what a value that is not understood yet asks for; empty for
+	// any other.
+	planned func(n *node) string
 	// exactlyOne: a map of known keys holds one of them.
 	exactlyOne bool
 	// patches says that everything inside changes something that is elsewhere.
@@ -121,6 +122,12 @@ func (c *checker) value(s *spec, n *node, path string, patch bool) {
 		}
 		return
 	}
+	if s.planned != nil {
+		if what := s.planned(n); what != "" {
+			c.at(n, path, CodePlanned, planned(what), "write "+s.say)
+			return
+		}
+	}
 	if s.short != nil {
 		if m := s.short(n); m != nil {
 			m.line, m.col, m.whole, m.filled = n.line, n.col, true, n.filled
@@ -145,10 +152,17 @@ func (c *checker) value(s *spec, n *node, path string, patch bool) {
 }
 
 func (c *checker) scalar(s *spec, n *node, path string) {
-	ok := n.kind == s.is || n.filled && n.kind == aText || s.number && n.kind == aNumber || s.anyScalar && n.kind == aText
+	ok := n.kind == s.is || n.filled && n.kind == aText || s.number && n.kind == aNumber
 	if !ok {
 		next := "write " + s.say
+		right := false
+		if n.kind == aText && s.scalar != nil {
+			_, f := s.scalar(n.text)
+			right = f.why == ""
+		}
 		switch {
+		case right: // a number or a truth value in quotes
+			next = "write it without quotes: " + n.text
 		case s.choices != nil:
 			next = oneOf(n.str(), s.choices)
 		case s.is == aText && n.kind < aList && n.kind != aNull:

@@ -66,6 +66,9 @@ func (m *maker) units() {
 	alone, together := false, false
 	for _, a := range aggregates {
 		if len(a.fns) == 0 {
+			if a.entry != nil {
+				m.tell(&node{line: a.entry.line, col: a.entry.col}, join("aggregation", a.name), "no function is in it")
+			}
 			continue
 		}
 		together = true
@@ -215,9 +218,6 @@ func (m *maker) place(mode Mode, aggregates []*aggregate) {
 		}
 	}
 }
-
-// mayDiffer are the settings that members of one aggregate have for themselves.
-var mayDiffer = map[string]bool{"timeout": true, "contract": true, "environment": true}
 
 // unitSettings are the keys that make up a unit.
 var unitSettings = []string{
