@@ -92,6 +92,7 @@ func compose(base *baseImage, baseDigest, kind string, layers []titled, c Config
 func composeConfig(base *baseImage, layers []titled, c Config) ([]byte, error) {
 	cfg := base.config.DeepCopy()
 	epoch := v1.Time{Time: time.Unix(0, 0).UTC()}
+	//lint:ignore SA1019 bases still carry it
 	cfg.Created, cfg.Author, cfg.Container, cfg.DockerVersion = epoch, "", "", ""
 	described := 0
 	for _, h := range cfg.History {

@@ -91,7 +91,7 @@ func Annotations(links []Link) []byte {
 	}
 	items := make([]item, 0, len(links))
 	for _, l := range links {
-		items = append(items, item{external{l.Label, l.URL}})
+		items = append(items, item{external(l)})
 	}
 	data, err := json.MarshalIndent(map[string][]item{"faas": items}, "", "  ")
 	if err != nil {

@@ -48,23 +48,6 @@ func (s Spec) RevisionName(attempt int) string {
 	return n
 }
 
-// attemptOf says which attempt of s's content the revision name is; 0 when it
-// is another content's.
-func (s Spec) attemptOf(revision string) int {
-	rest, ok := strings.CutPrefix(revision, s.RevisionName(1))
-	if !ok {
-		return 0
-	}
-	if rest == "" {
-		return 1
-	}
-	n, err := strconv.Atoi(strings.TrimPrefix(rest, "-"))
-	if err != nil || !strings.HasPrefix(rest, "-") || n < 2 {
-		return 0
-	}
-	return n
-}
-
 // Validate reports every problem of s at once, for a caller that built it
 // wrongly; what a developer can get wrong is checked where he wrote it.
 func (s Spec) Validate() error {

@@ -100,6 +100,7 @@ func assemble(base v1.Image, below *known, out, tmp string, o Outcome) (_ v1.Ima
 	// What a docker build leaves there is about the builder.
 	built.Config.Hostname, built.Config.Image, built.Config.ArgsEscaped = "", "", false
 	built.OS, built.Architecture = config.OS, config.Architecture
+	//lint:ignore SA1019 bases still carry it
 	built.Author, built.Container, built.DockerVersion = "", "", ""
 	built.Created = v1.Time{Time: time.Unix(0, 0).UTC()}
 	built.History = history(baseConfig, &config)

@@ -7,7 +7,6 @@ import (
 	"crypto/sha512"
 	"encoding/base64"
 	"hash"
-	"io"
 	"strings"
 )
 
@@ -52,15 +51,6 @@ func parseIntegrity(s string) (integrity, bool) {
 func strongIntegrity(s string) bool {
 	_, ok := parseIntegrity(s)
 	return ok
-}
-
-// check reads r to its end.
-func (in integrity) check(r io.Reader) (bool, error) {
-	h := in.new()
-	if _, err := io.Copy(h, r); err != nil {
-		return false, err
-	}
-	return in.matches(h), nil
 }
 
 func (in integrity) matches(h hash.Hash) bool {

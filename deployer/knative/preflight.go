@@ -459,7 +459,8 @@ func rehearsed(ctx context.Context, u deployer.Spec, err error) (*deployer.Failu
 	case strings.Contains(err.Error(), "does not support dry run"):
 		return nil, nil // a webhook that can't be rehearsed with
 	}
-	for _, f := range deployer.Failures(err) {
+	if all := deployer.Failures(err); len(all) > 0 {
+		f := all[0]
 		// Knative's webhook also rehearses a pod. That one has none of our
 		// labels, so what a policy says about it need not be true of ours.
 		if f.Code != deployer.Quota && strings.Contains(f.Cause, "dry run failed with") {

@@ -96,7 +96,8 @@ func (t *Target) Lead(ctx context.Context, namespace, identity string, work func
 			return fmt.Errorf("knative: lease %s: %w", WatchdogLease, err)
 		}
 		e.Run(ctx)
-		working.Lock() // until work has ended
+		//lint:ignore SA2001 waits until work has ended
+		working.Lock()
 		working.Unlock()
 	}
 	return nil
