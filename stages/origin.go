@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"regexp"
 	"strings"
 
 	"github.com/kuroko-faas/kuroko/builder/attest"
@@ -42,8 +43,13 @@ func (s *state) origin(plan *BuildPlan, img PlannedImage) *attest.Provenance {
 	case job.Commit.Branch != "":
 		p.Parameters["ref"] = "refs/heads/" + job.Commit.Branch
 	}
-	if job.Commit.SHA != "" {
+	switch {
+	case sha1Name.MatchString(job.Commit.SHA):
 		source.Digest = map[string]string{"gitCommit": job.Commit.SHA}
+	case job.Commit.SHA != "":
+		// in-toto knows no other name of a commit as a digest; repositories
+		// with SHA-256 names have one all the same.
+		p.Parameters["commit"] = job.Commit.SHA
 	}
 	p.Materials = append(p.Materials, source)
 	material := func(name, uri, digest string) {
@@ -54,6 +60,9 @@ func (s *state) origin(plan *BuildPlan, img PlannedImage) *attest.Provenance {
 	material("platform bundle", "", s.Bundle.Digest)
 	return p
 }
+
+// sha1Name is what in-toto's gitCommit digest may be.
+var sha1Name = regexp.MustCompile(`^[0-9a-f]{40}$`)
 
 // ociLabels are the labels of an image that are equal for equal inputs: the
 // commit is in its provenance.
