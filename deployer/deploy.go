@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Deploy makes p live, or leaves what was live serving and says why.
@@ -86,6 +87,12 @@ func Rollback(ctx context.Context, t Target, scope Scope, id string, o Options) 
 		head := r.lease.current()
 		if id == "" {
 			id = head.Previous
+			switch open := head.Rollout; {
+			case open != nil && open.OnDeath == OnDeathFinish:
+				id = open.To // the rollback that has begun
+			case open != nil && open.From != "":
+				id = open.From // what the rollout is about to replace
+			}
 		}
 		if id == "" {
 			return fmt.Errorf("deployer: roll %s back: no earlier release: %w", scope, ErrNotFound)
@@ -126,6 +133,7 @@ func (r *run) stop(ctx context.Context) error {
 		if h.Live != "" {
 			h.Previous = h.Live
 		}
+		h.Warm = time.Time{}
 		h.Live, h.Rollout, h.Staged, h.Tombstones = "", nil, "", nil
 	})
 	if err != nil {
@@ -150,7 +158,11 @@ func (r *run) stop(ctx context.Context) error {
 // superseded decides the order of pipelines: nothing, a refusal, or the id of
 // the release that this older pipeline once had live.
 func superseded(p Plan, h Head) (was string, err error) {
-	if p.Pipeline == 0 || p.Pipeline >= h.Pipeline {
+	newest := h.Pipeline
+	if h.Rollout != nil && h.Rollout.Absolute {
+		newest = max(newest, h.Rollout.Pipeline)
+	}
+	if p.Pipeline == 0 || p.Pipeline >= newest {
 		return "", nil
 	}
 	for _, w := range slices.Backward(h.History) {
@@ -158,7 +170,7 @@ func superseded(p Plan, h Head) (was string, err error) {
 			return w.Release, nil
 		}
 	}
-	return "", &SupersededError{Scope: p.Scope, Pipeline: p.Pipeline, By: h.Pipeline, Live: h.Live}
+	return "", &SupersededError{Scope: p.Scope, Pipeline: p.Pipeline, By: newest, Live: h.Live}
 }
 
 // run is one holder's work in one scope.
@@ -169,6 +181,7 @@ type run struct {
 	lease *lease
 
 	created map[string]bool // services that this run made
+	policy  Policy          // of the release this run brings
 
 	// Units are staged at once: mu guards what they share.
 	mu   sync.Mutex
@@ -253,6 +266,12 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	if state.Head.Held != "" { // a rollback whose run had died is finished now
 		return Outcome{}, &HeldError{Scope: p.Scope, Live: state.Head.Live, Why: state.Head.Held}
 	}
+	r.policy = p.Policy
+	if waits, err := r.waiting(ctx, p, state.Head); err != nil {
+		return Outcome{}, err
+	} else if waits != nil {
+		return *waits, nil
+	}
 	changes := Decide(p.Units, state)
 	timers := DecideTimers(p.Timers, targets(changes), state)
 	open := state.Head.Rollout
@@ -280,7 +299,9 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 		Scope: p.Scope, Created: r.o.Now().UTC(), Commit: p.Commit, Pipeline: p.Pipeline, Bundle: p.Bundle,
 		CreatedBy: p.CreatedBy, Units: units, Timers: p.Timers, Policy: p.Policy, Previous: state.Head.Live,
 	}
+	intent := Rollout{OnDeath: OnDeathRestore}
 	if open != nil {
+		intent = *open
 		// The same plan died after it had written record and intent.
 		if rel, err = r.t.Release(ctx, r.scope, open.To); err != nil {
 			return Outcome{}, r.unstage(ctx, state, changes, failed(StepRecover, err))
@@ -288,7 +309,10 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	} else if rel, err = r.record(ctx, rel); err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, failed(StepRecord, err))
 	}
-	return r.shift(ctx, rel, state, changes, true, Rollout{OnDeath: OnDeathRestore})
+	if p.Policy.Strategy == Manual && open == nil {
+		return r.leaveStaged(ctx, rel, state, changes)
+	}
+	return r.shift(ctx, rel, state, changes, intent)
 }
 
 // confirm notes that the live release is also what a newer pipeline asks for.
@@ -342,8 +366,7 @@ func (r *run) bringBack(ctx context.Context, state State, id, why string) (Outco
 	if _, err := r.stage(ctx, specs, changes, state); err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, err)
 	}
-	intent := Rollout{OnDeath: OnDeathFinish, Why: why}
-	return r.shift(ctx, rel, state, changes, false, intent)
+	return r.shift(ctx, rel, state, changes, Rollout{OnDeath: OnDeathFinish, Why: why})
 }
 
 // same reports whether the live release is what the plan asks for, provenance

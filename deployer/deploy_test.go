@@ -359,7 +359,7 @@ func TestRefusals(t *testing.T) {
 	foreign := plan(6, unit("a", "a2"))
 	foreign.Scope.Owner = "43"
 	canary := plan(6, unit("a", "a2"))
-	canary.Policy.Strategy = "canary"
+	canary.Policy.Strategy = "rainbow"
 	long := plan(6, unit(strings.Repeat("x", 40), "aa"))
 	for _, tc := range []struct {
 		name string
@@ -368,7 +368,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"foreign owner", foreign, deployer.ErrForeign},
 		{"older pipeline", plan(4, unit("a", "a4")), deployer.ErrSuperseded},
-		{"strategy", canary, deployer.ErrPlanned},
+		{"strategy", canary, deployer.ErrInvalid},
 		{"long name", long, deployer.ErrInvalid},
 		{"no unit", plan(6), deployer.ErrInvalid},
 		{"two of a name", plan(6, unit("a", "a1"), unit("a", "a2")), deployer.ErrInvalid},

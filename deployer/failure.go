@@ -26,6 +26,10 @@ const (
 	IngressNotReady   Code = "ingress-not-ready"   // [platform, external] the route was not accepted in time
 	Unable            Code = "unable"              // [platform] this machine can't run units
 	WrongAnswer       Code = "wrong-answer"        // [platform] another revision answers than the traffic says
+	VerifyFailed      Code = "verify-failed"       // [project] a request of rollout.verify was not answered as expected
+	AnalysisFailed    Code = "analysis-failed"     // [project] worse than its bounds, or than the stable release
+	AnalysisNoData    Code = "analysis-no-data"    // [project, external] too few requests, or nobody measured
+	NoRoom            Code = "no-room"             // [platform, external] too few instances became Ready
 	TooSlow           Code = "not-ready-in-time"   // [external] still pending when the time was over
 	Exhausted         Code = "revisions-exhausted" // [project] this content failed too often
 )
@@ -110,6 +114,8 @@ type HeldError struct {
 	Scope Scope
 	Live  string // release id
 	Why   string
+	// Next is what ends it, where it is not only [Resume].
+	Next string
 }
 
 func (e *HeldError) Error() string {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
 )
 
 // Plan is what should be live: every unit of the service, changed or not.
@@ -21,8 +23,7 @@ type Plan struct {
 	Pipeline  int64   `json:"pipeline"` // IID; 0 outside pipelines: no order is kept then
 	Bundle    string  `json:"bundle"`
 	CreatedBy string  `json:"createdBy,omitempty"`
-	// Policy is how traffic moves. Strategies other than direct are refused
-	// with [ErrPlanned].
+	// Policy is how traffic moves.
 	Policy Policy `json:"policy,omitzero"`
 	// Inputs says by service what each unit was made of: names and sums that
 	// the caller understands. The release carries them, so that a later plan
@@ -52,6 +53,14 @@ type Options struct {
 	// Grace is the time for putting things back after the context ended;
 	// default 20 s.
 	Grace time.Duration
+	// SkipCapacity moves traffic without waiting until the revision has as
+	// many instances as it needs; for a rollback that can't wait.
+	SkipCapacity bool
+	// NoDataTimeout is how long an analysis that waits for data may last
+	// beyond its step's pause; default 30 min.
+	NoDataTimeout time.Duration
+	// Prometheus answers an analysis' queries.
+	Prometheus analysis.Prometheus
 	// Keep is how many releases can be rolled back to; default 5.
 	Keep int
 	// Now is the clock of records; default time.Now.
@@ -83,7 +92,9 @@ const (
 	StepVerify    Step = "verify"
 	StepRecord    Step = "record"
 	StepIntent    Step = "intent"
+	StepScale     Step = "scale"
 	StepTraffic   Step = "traffic"
+	StepAnalysis  Step = "analysis"
 	StepCheck     Step = "check"
 	StepTimers    Step = "timers"
 	StepLive      Step = "live"
@@ -110,6 +121,9 @@ type Outcome struct {
 	NoChange bool `json:"noChange,omitempty"`
 	// Rollback: this was an older pipeline's release, returned to.
 	Rollback bool `json:"rollback,omitempty"`
+	// Awaiting says what a release that is not live yet waits for: a person,
+	// who goes on with [Promote]; empty: it is live.
+	Awaiting string `json:"awaiting,omitempty"`
 	// Verified: every changed unit's nonce was answered at the route by its
 	// revision. Warnings say why not.
 	Verified bool     `json:"verified"`
@@ -297,6 +311,7 @@ func (o Options) withDefaults() Options {
 	def(&o.RouteTimeout, 30*time.Second)
 	def(&o.ProbeEvery, 200*time.Millisecond)
 	def(&o.Grace, 20*time.Second)
+	def(&o.NoDataTimeout, 30*time.Minute)
 	if o.Parallel <= 0 {
 		o.Parallel = 4
 	}
@@ -338,14 +353,14 @@ func (p Plan) validate() error {
 		}
 		seen[u.Name] = true
 	}
+	if err := p.Policy.validate(seen); err != nil {
+		bad = append(bad, err)
+	}
 	if err := p.validateTimers(seen); err != nil {
 		bad = append(bad, err)
 	}
 	if len(bad) > 0 {
 		return fmt.Errorf("%w: %w", ErrInvalid, errors.Join(bad...))
-	}
-	if p.Policy.Strategy != "" && p.Policy.Strategy != Direct {
-		return fmt.Errorf("deployer: strategy %s: %w", p.Policy.Strategy, ErrPlanned)
 	}
 	return nil
 }

@@ -34,6 +34,9 @@ func TestWatchdogEndsWhatIsLeft(t *testing.T) {
 						if err != nil {
 							t.Fatal(err)
 						}
+						if waits(was, was) && done.Rollout == nil {
+							return // for a person
+						}
 						if (done.Rollout != nil) != (was.Rollout != nil) {
 							t.Fatalf("found %+v, there was %+v", done.Rollout, was.Rollout)
 						}

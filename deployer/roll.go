@@ -25,12 +25,15 @@ func (r *run) recover(ctx context.Context, p *Plan) (State, error) {
 	if open == nil {
 		return state, nil
 	}
-	if p != nil {
+	if p != nil && open.OnDeath == OnDeathRestore {
 		to, err := r.t.Release(ctx, r.scope, open.To)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return State{}, fmt.Errorf("deployer: read release %s of %s: %w", open.To, r.scope, err)
 		}
-		if err == nil && to.Previous == open.From && same(to, *p) && stillThere(to, Decide(p.Units, state)) {
+		if err == nil && to.Previous == open.From && same(to, *p) && (open.Absolute || stillThere(to, Decide(p.Units, state))) {
+			if open.Absolute {
+				return state, nil
+			}
 			r.say(Event{Step: StepRecover, Text: fmt.Sprintf("an earlier run ended while %s went live (%s): finishing it", open.To, open.Step)})
 			return state, nil
 		}
@@ -45,8 +48,16 @@ func (r *run) recover(ctx context.Context, p *Plan) (State, error) {
 		// What can't be finished was undone.
 		return r.observe(ctx)
 	}
-	r.say(Event{Step: StepRecover, Text: fmt.Sprintf("an earlier run ended while %s went live (%s): undoing it first", open.To, open.Step)})
-	if err := r.restore(ctx, open.left()); err != nil {
+	why, text := "its run ended before it had finished", fmt.Sprintf("an earlier run ended while %s went live (%s): undoing it first", open.To, open.Step)
+	if open.Absolute {
+		why = "another run took over while it waited for a person"
+		if open.Expired(r.o.Now()) {
+			why = "nobody promoted it in time"
+		}
+		text = fmt.Sprintf("%s waits at %d %% (%s): taking it back first", open.To, open.Weight, open.Step)
+	}
+	r.say(Event{Step: StepRecover, Text: text})
+	if err := r.restore(ctx, why); err != nil {
 		return State{}, &Failed{Scope: r.scope, Step: StepRecover, Serving: open.From, Restore: err, Err: err}
 	}
 	return r.observe(ctx)
@@ -190,6 +201,9 @@ func (r *run) stageOne(ctx context.Context, u Spec, c Change, state State) (Revi
 		return rev, "", nil // it has no address to be asked at
 	}
 	if err := r.prove(ctx, u, rev.Name, true); err != nil {
+		return Revision{}, StepVerify, err
+	}
+	if err := r.verify(ctx, u, rev.Name); err != nil {
 		return Revision{}, StepVerify, err
 	}
 	return rev, "", nil
@@ -436,6 +450,9 @@ func (r *run) restore(ctx context.Context, why string) error {
 	}
 	if err := r.lease.update(ctx, func(h *Head) {
 		h.Rollout = nil
+		if warm := at.Add(floorTime); h.Warm.Before(warm) {
+			h.Warm = warm
+		}
 		h.Undone = &Undone{To: open.To, Step: open.Step, Weight: open.Weight, Why: why, By: r.o.Holder, At: at}
 	}); err != nil {
 		return err

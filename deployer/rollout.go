@@ -3,6 +3,7 @@ package deployer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kuroko-faas/kuroko/deployer/analysis"
@@ -75,6 +76,8 @@ type Rollout struct {
 	// OnDeath is what anybody may do who finds the intent after its deadline:
 	// [OnDeathRestore] or [OnDeathFinish].
 	OnDeath string `json:"onDeath"`
+	// Pipeline is To's: an older one does not undo it.
+	Pipeline int64 `json:"pipeline,omitempty"`
 	// Why is what holds the scope once To is live; set by a rollback.
 	Why string `json:"why,omitempty"`
 }
@@ -90,12 +93,21 @@ const (
 // clocks of who wrote it and who asks.
 func (r Rollout) Expired(now time.Time) bool { return now.After(r.Deadline) }
 
-// left says what became of the run.
-func (r Rollout) left() string {
-	if r.Absolute {
-		return "nobody promoted it in time"
+// steps are the weights that lead to all of the traffic.
+func (r Rollout) steps(p Policy) []Weight {
+	all := []Weight{{Weight: 100}}
+	if r.OnDeath == OnDeathRestore && p.Strategy == Canary {
+		all = append(slices.DeleteFunc(slices.Clone(p.Steps), func(w Weight) bool { return w.Weight >= 100 && !w.Approval }), all...)
 	}
-	return "its run ended before it had finished"
+	return all
+}
+
+// warm is how long the policy keeps replaced revisions ready.
+func (p Policy) warm() time.Duration {
+	if p.KeepWarm == 0 {
+		return DefaultKeepWarm
+	}
+	return p.KeepWarm
 }
 
 // Undone says of a rollout that was taken back what happened; the record of

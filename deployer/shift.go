@@ -7,88 +7,136 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// shift moves traffic to the recorded release: intent, traffic, check, live,
-// cleanup. warm keeps the replaced revisions reachable as [TagPrevious]; intent
-// says what becomes of the shift when this run dies.
-func (r *run) shift(ctx context.Context, rel Release, state State, changes []Change, warm bool, intent Rollout) (Outcome, error) {
-	intent.To, intent.From, intent.Step = rel.ID, state.Head.Live, string(StepTraffic)
-	err := r.lease.update(ctx, func(h *Head) {
-		open := intent
-		h.Rollout = &open
-	})
-	if err != nil {
-		return Outcome{}, r.undo(ctx, state, changes, failed(StepIntent, err))
+// shift moves traffic to the recorded release: intent, then in steps room and
+// traffic and a look at what became of it, check at the route, live, cleanup.
+// intent says where to begin, and what becomes of the shift when this run
+// dies.
+func (r *run) shift(ctx context.Context, rel Release, state State, changes []Change, intent Rollout) (Outcome, error) {
+	intent.To, intent.From, intent.Step, intent.Absolute = rel.ID, state.Head.Live, string(StepTraffic), false
+	if intent.OnDeath == OnDeathRestore {
+		intent.Strategy, intent.Pipeline = rel.Policy.Strategy, rel.Pipeline
 	}
-	// New units first: a function that moves into one is proven there before
-	// the unit that it leaves changes.
-	changed := map[string]bool{}
-	for _, created := range []bool{true, false} {
-		wave := slices.DeleteFunc(slices.Clone(changes), func(c Change) bool {
-			return c.Action == Unchanged || (c.Action == Create) != created
+	out := Outcome{Release: rel, Changes: changes}
+	steps := intent.steps(rel.Policy)
+	m := r.moving(rel, state, changes)
+	for n := min(intent.Next, len(steps)-1); n < len(steps); n++ {
+		step := steps[n]
+		err := r.lease.update(ctx, func(h *Head) {
+			open := intent
+			open.Next, open.Weight = n, step.Weight
+			h.Rollout = &open
 		})
-		if f := r.switchOver(ctx, rel, state, wave, warm, changed); f != nil {
-			return Outcome{}, r.undo(ctx, state, changes, f)
+		if err != nil {
+			return Outcome{}, r.undo(ctx, state, changes, failed(StepIntent, err))
+		}
+		if f := r.step(ctx, rel, state, changes, m, step); f != nil {
+			return Outcome{}, r.failStep(ctx, rel, state, changes, step, f)
+		}
+		if step.Approval {
+			if out.Awaiting, err = r.await(ctx, rel, n+1, step.Weight); err != nil {
+				return Outcome{}, r.undo(ctx, state, changes, failed(StepIntent, err))
+			}
+			out.Verified, out.Warnings = !r.unverified, r.warnings
+			return out, nil
 		}
 	}
-	timers := DecideTimers(rel.Timers, revisionsOf(rel), state)
+	out.Timers = DecideTimers(rel.Timers, revisionsOf(rel), state)
 	if err := r.switchTimers(ctx, rel); err != nil {
 		return Outcome{}, r.undo(ctx, state, changes, failed(StepTimers, err))
 	}
-	if err := r.golive(ctx, rel, intent.Why); err != nil && !r.isLive(ctx, rel) {
+	if err := r.golive(ctx, rel, intent); err != nil && !r.isLive(ctx, rel) {
 		return Outcome{}, r.undo(ctx, state, changes, failed(StepLive, err))
 	}
 	r.say(Event{Step: StepLive, Text: rel.ID + " is live"})
-	r.cleanup(ctx, rel, changed)
-	return Outcome{Release: rel, Changes: changes, Timers: timers, Verified: !r.unverified, Warnings: r.warnings}, nil
+	r.cleanup(ctx, rel, m.changed)
+	out.Verified, out.Warnings = !r.unverified, r.warnings
+	return out, nil
 }
 
-// switchOver moves the traffic of the changed units, then asks at each route
-// who answers. It notes what it changed.
-func (r *run) switchOver(ctx context.Context, rel Release, state State, wave []Change, warm bool, changed map[string]bool) *Failed {
-	for _, c := range wave {
-		u, ok := rel.unit(c.Service)
-		if !ok {
-			continue
-		}
-		changed[c.Service] = true
-		if u.Spec.Job != nil {
-			continue // timers and runs name the revision
-		}
-		shares := []Share{{Revision: u.Revision, Percent: 100}}
-		if svc, _ := state.service(c.Service); warm && c.From != u.Revision {
-			if old, ok := svc.Revision(c.From); ok && old.Phase != Broken {
-				shares = append(shares, Share{Revision: c.From, Tag: TagPrevious})
-			}
-		}
-		r.say(Event{Step: StepTraffic, Unit: u.Unit, Revision: u.Revision, Text: "100 % to " + u.Revision})
-		if err := r.t.SetTraffic(ctx, r.lease.fence(), c.Service, shares); err != nil {
-			return failed(StepTraffic, fmt.Errorf("move traffic of %s: %w", c.Service, err))
+// step gives the release step.Weight percent of the traffic, and sees what
+// becomes of it.
+func (r *run) step(ctx context.Context, rel Release, state State, changes []Change, m *moves, step Weight) *Failed {
+	// New units first: a function that moves into one is proven there before
+	// the unit that it leaves changes.
+	for _, created := range []bool{true, false} {
+		wave := slices.DeleteFunc(slices.Clone(changes), func(c Change) bool {
+			_, has := rel.unit(c.Service)
+			return !has || c.Action == Unchanged || m.done[c.Service] || (c.Action == Create) != created
+		})
+		if f := r.switchOver(ctx, rel, state, wave, m, step.Weight); f != nil {
+			return f
 		}
 	}
-	for _, c := range wave {
-		u, ok := rel.unit(c.Service)
-		if !ok || u.Spec.Job != nil {
-			continue
-		}
-		if err := r.prove(ctx, u.Spec, u.Revision, false); err != nil {
-			return failed(StepCheck, err)
-		}
-		r.say(Event{Step: StepCheck, Unit: u.Unit, Revision: u.Revision, Text: "the route answers with " + u.Revision})
+	if step.Weight < 100 && len(m.pairs) > 0 {
+		return r.watch(ctx, rel, m, step)
 	}
 	return nil
 }
 
+// switchOver moves the traffic of the wave's units, then asks at each route
+// that is all the release's who answers.
+func (r *run) switchOver(ctx context.Context, rel Release, state State, wave []Change, m *moves, weight int) *Failed {
+	each := func(at Step, do func(Change, Live) error) *Failed {
+		var group errgroup.Group
+		group.SetLimit(r.o.Parallel)
+		for _, c := range wave {
+			u, _ := rel.unit(c.Service)
+			m.changed[c.Service] = true
+			if u.Spec.Job != nil {
+				continue // timers and runs name the revision
+			}
+			group.Go(func() error { return do(c, u) })
+		}
+		if err := group.Wait(); err != nil {
+			return failed(at, err)
+		}
+		return nil
+	}
+	if f := each(StepScale, func(c Change, u Live) error { return r.makeRoom(ctx, m, c, u, weight) }); f != nil {
+		return f
+	}
+	f := each(StepTraffic, func(c Change, u Live) error {
+		svc, _ := state.service(c.Service)
+		shares := m.shares(c, u, svc, weight)
+		r.say(Event{Step: StepTraffic, Unit: u.Unit, Revision: u.Revision, Text: fmt.Sprintf("%d %% to %s", shares[0].Percent, u.Revision)})
+		if err := r.t.SetTraffic(ctx, r.lease.fence(), c.Service, shares); err != nil {
+			return fmt.Errorf("move traffic of %s: %w", c.Service, err)
+		}
+		return nil
+	})
+	if f != nil {
+		return f
+	}
+	return each(StepCheck, func(c Change, u Live) error {
+		if _, pair := m.pairs[c.Service]; pair && weight < 100 {
+			return nil // two answer
+		}
+		if err := r.prove(ctx, u.Spec, u.Revision, false); err != nil {
+			return err
+		}
+		r.mark(m, c.Service, weight)
+		r.say(Event{Step: StepCheck, Unit: u.Unit, Revision: u.Revision, Text: "the route answers with " + u.Revision})
+		return nil
+	})
+}
+
 // golive closes the intent and moves the pointer, in one write.
-func (r *run) golive(ctx context.Context, rel Release, held string) error {
+func (r *run) golive(ctx context.Context, rel Release, intent Rollout) error {
 	at := r.o.Now().UTC()
 	return r.lease.update(ctx, func(h *Head) {
-		h.Live, h.Previous, h.Rollout, h.Staged = rel.ID, rel.Previous, nil, ""
+		h.Live, h.Previous, h.Rollout = rel.ID, rel.Previous, nil
+		if intent.OnDeath == OnDeathRestore {
+			h.Staged = "" // a rollback leaves what waits
+		}
+		h.Warm = at.Add(max(rel.Policy.warm(), floorTime))
 		h.Pipeline = max(h.Pipeline, rel.Pipeline)
 		h.Seq = max(h.Seq, seqOf(rel.ID))
 		h.remember(WasLive{Release: rel.ID, Pipeline: rel.Pipeline, At: at})
-		h.Held, h.Undone, h.Tombstones = held, nil, nil
+		h.Held, h.Undone, h.Tombstones = intent.Why, nil, nil
 	})
 }
 
@@ -138,7 +186,7 @@ func (r *run) undo(ctx context.Context, state State, changes []Change, cause *Fa
 	if r.lease.current().Rollout == nil {
 		return r.unstage(ctx, state, changes, cause)
 	}
-	f.Moved = cause.Step != StepIntent
+	f.Moved = cause.Step != StepIntent && cause.Step != StepScale || r.lease.current().Rollout.Next > 0
 	f.Restore = r.restore(after, cause.Err.Error())
 	return f
 }
@@ -183,6 +231,9 @@ func (r *run) tidy(ctx context.Context, rel Release, changed map[string]bool) er
 			errs = append(errs, r.t.RemoveRelease(ctx, r.lease.fence(), id))
 		}
 	}
+	if _, err := r.cool(ctx); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
 
@@ -218,12 +269,12 @@ func (r *run) tidyService(ctx context.Context, svc Service, live Live, needed ma
 // kept are the releases that can be rolled back to, rel among them.
 func (r *run) kept(ctx context.Context, rel Release) (map[string]Release, error) {
 	kept := map[string]Release{rel.ID: rel}
-	ids := []string{rel.Previous}
+	ids := []string{r.lease.current().Staged, rel.Previous}
 	for _, w := range slices.Backward(r.lease.current().History) {
 		ids = append(ids, w.Release)
 	}
 	for _, id := range ids {
-		if _, ok := kept[id]; ok || id == "" || len(kept) > r.o.Keep {
+		if _, ok := kept[id]; ok || id == "" || len(kept) > r.o.Keep && id != rel.Previous {
 			continue
 		}
 		old, err := r.t.Release(ctx, r.scope, id)

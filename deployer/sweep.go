@@ -129,6 +129,9 @@ func (s *Sweeper) Sweep(ctx context.Context, rec Recorded, all []Recorded) (Swep
 		}}}
 	case h.Held != "":
 		out.Waits = "held: " + h.Held
+		if h.cold(s.o.Now()) { // it is held at what is live, not at what was
+			due = []chore{coolDown(r)}
+		}
 	default:
 		var err error
 		if due, out.Notes, err = s.chores(ctx, r, all); err != nil {
@@ -209,6 +212,9 @@ func (s *Sweeper) chores(ctx context.Context, r *run, all []Recorded) (due []cho
 	if err != nil {
 		return nil, nil, fmt.Errorf("observe: %w", err)
 	}
+	if h.cold(now) {
+		due = append(due, coolDown(r))
+	}
 	stones := map[string]Tombstone{}
 	stone := func(name, why string) (over bool) {
 		at, ok := h.Tombstones[name]
@@ -237,7 +243,7 @@ func (s *Sweeper) chores(ctx context.Context, r *run, all []Recorded) (due []cho
 			notes = append(notes, fmt.Sprintf("the traffic of %s is not as release %s says; the next deploy puts it right", svc.Name, h.Live))
 			continue
 		}
-		if h.Staged == "" {
+		if h.Staged == "" && !h.cold(now) {
 			due = append(due, s.tidyLive(r, svc, u, needed, now)...)
 		}
 	}
@@ -252,6 +258,14 @@ func (s *Sweeper) chores(ctx context.Context, r *run, all []Recorded) (due []cho
 		}}}, due...)
 	}
 	return due, notes, nil
+}
+
+// coolDown is due when a release's time to be kept warm is over.
+func coolDown(r *run) chore {
+	return chore{"give back what was kept warm for a rollback", func(ctx context.Context) error {
+		_, err := r.cool(ctx)
+		return err
+	}}
 }
 
 // marking says what will have a tombstone.
@@ -304,10 +318,8 @@ func (s *Sweeper) records(ctx context.Context, r *run, now time.Time) (needed ma
 func (s *Sweeper) tidyLive(r *run, svc Service, u Live, needed map[string]bool, now time.Time) []chore {
 	var due []chore
 	var shares []Share
-	warm := r.lease.current().Warm
-	cold := !warm.IsZero() && now.After(warm)
 	for _, sh := range svc.Traffic {
-		if sh.Percent > 0 || sh.Tag == TagPrevious && needed[sh.Revision] && !cold {
+		if sh.Percent > 0 || sh.Tag == TagPrevious && needed[sh.Revision] {
 			shares = append(shares, sh)
 		}
 	}
