@@ -97,6 +97,17 @@ type Dockerfile struct {
 	FS   fs.FS
 	Path string
 	Args map[string]string
+	// Cache are repositories with what instructions made before.
+	Cache Cache
+}
+
+// Cache names repositories that keep layers by what they are made from. What
+// is in one can't be checked against the instructions that it claims to come
+// from: whoever may write to it decides what later builds contain. So one that
+// protected refs read has to be written by protected refs alone.
+type Cache struct {
+	Read  []name.Repository // asked in order
+	Write *name.Repository  // nil for none
 }
 
 // Image is what was built: a reference by digest, and how it came to be.

@@ -5,8 +5,11 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"maps"
@@ -20,57 +23,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unpacker turns an image's layers into a folder. Owners are kept when the
-// process may give files away; in a user namespace with a single id they
-// would have no meaning.
+// unpacker turns layers into a folder. Owners are kept when the process may
+// give files away; in a user namespace with a single id they are noted.
 type unpacker struct {
 	root   *os.Root
 	dir    string
 	owners bool
-	dirs   map[string]*tar.Header // applied last: a read-only folder must be filled first
-	left   int64                  // bytes that may still be unpacked
+	// overlay keeps whiteouts in overlay's form, for a layer that is laid over
+	// others; else they remove what is below.
+	overlay bool
+	dirs    map[string]*tar.Header // applied last: a read-only folder must be filled first
+	foreign map[string][2]int      // owners that are not root, by name, where they can't be kept
+	left    int64                  // bytes that may still be unpacked
 }
 
 // maxUnpacked bounds a base image on disk; more is a mistake or an attack.
 const maxUnpacked = 20 << 30
 
-// unpack writes img's files into dir, which must not exist. It appears there
-// complete or not at all; when another process was faster, its result stays.
-func unpack(ctx context.Context, img v1.Image, dir string, owners bool) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return err
-	}
-	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".unpack-")
+// unpack writes the layers' files into dir, an existing empty folder. It
+// returns the owners that could not be kept.
+func unpack(ctx context.Context, layers []v1.Layer, dir string, owners, overlay bool) (map[string][2]int, error) {
+	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return err
-	}
-	defer removeTree(tmp)
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(tmp)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	defer root.Close()
-	u := unpacker{root: root, dir: tmp, owners: owners, dirs: map[string]*tar.Header{}, left: maxUnpacked}
-	layers, err := img.Layers()
-	if err != nil {
-		return err
-	}
+	u := unpacker{root: root, dir: dir, owners: owners, overlay: overlay, dirs: map[string]*tar.Header{}, foreign: map[string][2]int{}, left: maxUnpacked}
 	for i, l := range layers {
 		if err := u.layer(ctx, l); err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
+			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
-	if err := u.finish(); err != nil {
-		return err
-	}
-	err = os.Rename(tmp, dir)
-	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	return err
+	return u.foreign, u.finish()
 }
 
 func (u *unpacker) layer(ctx context.Context, l v1.Layer) error {
@@ -83,13 +67,16 @@ func (u *unpacker) layer(ctx context.Context, l v1.Layer) error {
 	defer stop()
 	// Whiteouts hide what lower layers brought, never their own layer's.
 	own := map[string]bool{}
-	t := tar.NewReader(bufio.NewReaderSize(r, 1<<20))
+	whole := &hashing{r: bufio.NewReaderSize(r, 1<<20), h: sha256.New()}
+	t := tar.NewReader(whole)
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
 			// The rest is read so that the stream's digest is verified.
-			_, err := io.Copy(io.Discard, r)
-			return err
+			if _, err := io.Copy(io.Discard, whole); err != nil {
+				return err
+			}
+			return whole.verify(l)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -107,17 +94,47 @@ func (u *unpacker) layer(ctx context.Context, l v1.Layer) error {
 	}
 }
 
+// hashing hashes what is read.
+type hashing struct {
+	r io.Reader
+	h hash.Hash
+}
+
+func (h *hashing) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	h.h.Write(p[:n])
+	return n, err
+}
+
+// verify compares with what the layer's image says about it: registries check
+// the compressed bytes only.
+func (h *hashing) verify(l v1.Layer) error {
+	want, err := l.DiffID()
+	if err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(h.h.Sum(nil)); got != want.Hex {
+		return fmt.Errorf("the files have the sum sha256:%s, the image says %s", got, want)
+	}
+	return nil
+}
+
 func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[string]bool) error {
 	dir, file := path.Split(name)
 	dir = path.Clean(dir)
+	if err := u.parents(dir); err != nil && !strings.HasPrefix(file, ".wh.") {
+		return err
+	}
 	if file == ".wh..wh..opq" {
 		return u.hide(dir, own, true)
 	}
 	if hidden, ok := strings.CutPrefix(file, ".wh."); ok {
 		return u.hide(path.Join(dir, hidden), own, false)
 	}
-	if err := u.parents(dir); err != nil {
-		return err
+	if (h.Uid != 0 || h.Gid != 0) && !u.owners {
+		u.foreign[name] = [2]int{h.Uid, h.Gid}
+	} else {
+		delete(u.foreign, name)
 	}
 	for p := name; p != "."; p = path.Dir(p) {
 		own[p] = true
@@ -190,6 +207,9 @@ func (u *unpacker) parents(dir string) error {
 
 // hide removes what lower layers have at name, or in it.
 func (u *unpacker) hide(name string, own map[string]bool, inside bool) error {
+	if u.overlay {
+		return u.whiteout(name, own, inside)
+	}
 	if !inside {
 		if own[name] {
 			return nil
@@ -218,6 +238,33 @@ func (u *unpacker) hide(name string, own map[string]bool, inside bool) error {
 		}
 	}
 	return nil
+}
+
+// whiteout says in overlay's form that what lower layers have at name, or in
+// it, is gone.
+func (u *unpacker) whiteout(name string, own map[string]bool, inside bool) error {
+	if inside {
+		attr := "trusted.overlay.opaque"
+		if !u.owners {
+			attr = "user.overlay.opaque"
+		}
+		d, err := u.root.Open(name)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		return unix.Fsetxattr(int(d.Fd()), attr, []byte("y"), 0)
+	}
+	if own[name] {
+		return nil
+	}
+	d, err := u.root.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	// Nobody needs a right for this one device since Linux 5.8.
+	return unix.Mknodat(int(d.Fd()), path.Base(name), unix.S_IFCHR, 0)
 }
 
 func (u *unpacker) remove(name string) error {

@@ -2,64 +2,120 @@ package kaniko
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path"
 	"runtime"
+	"slices"
 	"sort"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
 
-// Problem is one reason why a Dockerfile is refused.
+// Problem is one thing to say about a Dockerfile.
 type Problem struct {
-	Line int // from 1; 0 when it belongs to no line
-	Text string
+	Line   int    `json:"line,omitempty"` // from 1; 0 when it belongs to no line
+	Column int    `json:"column,omitempty"`
+	Rule   string `json:"rule,omitempty"` // BuildKit's name of the rule, or ours
+	Text   string `json:"text"`
+	URL    string `json:"url,omitempty"` // more about the rule
+	// Advice does not stop a build.
+	Advice bool `json:"advice,omitempty"`
 }
 
-// Problems are all the reasons at once, in the order of the lines.
+func (p Problem) String() string {
+	switch {
+	case p.Line > 0 && p.Column > 0:
+		return fmt.Sprintf("line %d, column %d: %s", p.Line, p.Column, p.Text)
+	case p.Line > 0:
+		return fmt.Sprintf("line %d: %s", p.Line, p.Text)
+	}
+	return p.Text
+}
+
+// Problems are all of them at once, in the order of the lines.
 type Problems []Problem
 
 func (p Problems) Error() string {
 	var lines []string
 	for _, x := range p {
-		if x.Line > 0 {
-			lines = append(lines, fmt.Sprintf("line %d: %s", x.Line, x.Text))
-		} else {
-			lines = append(lines, x.Text)
-		}
+		lines = append(lines, x.String())
 	}
 	return strings.Join(lines, "\n")
 }
 
-// Dockerfile is a parsed Dockerfile of one stage in which nothing stands that
-// kaniko would do quietly in another way than its author expects.
+func (p Problems) sort() {
+	sort.SliceStable(p, func(i, j int) bool {
+		return p[i].Line < p[j].Line || p[i].Line == p[j].Line && p[i].Column < p[j].Column
+	})
+}
+
+// Dockerfile is a parsed Dockerfile in which nothing stands that would be done
+// quietly in another way than its author expects.
 type Dockerfile struct {
-	// Base is "scratch" or the image reference of FROM, variables replaced.
-	Base   string
-	text   []byte
-	copies []copying
+	// Bases are the images that the target needs, in the order of the file.
+	Bases []Base
+
+	stages []stage
+	target int
+	meta   map[string]string // ARG before the first FROM, resolved
+	args   map[string]string // given from outside, and the platform's
 }
 
-// copying is one COPY or ADD.
-type copying struct {
-	line    int
-	verb    string
-	sources []string
+// Base is an image that a Dockerfile takes files from.
+type Base struct {
+	Ref          string // variables replaced; never "scratch"
+	Line, Column int
+	From         bool // by FROM; else by COPY --from
 }
 
-// Folders whose content never reaches an image: they belong to the sandbox.
+// stage is one FROM and what follows.
+type stage struct {
+	name   string // as people call it: its name, or its number
+	base   string // "" when it stands on another stage
+	on     int    // that stage, or -1
+	steps  []step
+	needed bool // by the target
+}
+
+// step is one instruction.
+type step struct {
+	line  int
+	text  string // all its lines as they are in the file
+	title string
+	run   bool
+	args  []string // KEY=value of an ARG
+	// A COPY or ADD: sources in the context, cleaned; everything means that
+	// they depend on what only the image knows.
+	copies     bool
+	sources    []string
+	column     []int // of each source
+	everything bool
+	fromStage  int    // -1 for none
+	fromImage  string // "" for none
+	// order is the stage and the number of the instruction in it.
+	stage, number int
+}
+
+// lost are folders whose content never reaches an image: they belong to the
+// sandbox.
 var lost = []string{"/kaniko", "/proc", "/dev", "/sys", "/etc/resolv.conf", "/etc/hosts", "/etc/mtab"}
 
-// Parse reads a Dockerfile. args are the values of --build-arg; target, when
-// not empty, must be the name of the only stage. What kaniko can't do, or
-// does in another way than Docker without saying so, is refused: the error is
-// [Problems].
+// maxSteps bounds a stage with all it stands on; an image can't have more
+// layers than about that many.
+const maxSteps = 200
+
+// Parse reads a Dockerfile. args are the values of --build-arg; target is the
+// name or number of the stage to build, "" the last one. What can't be done
+// here, or would be done in another way than Docker without saying so, is
+// refused: the error is [Problems].
 func Parse(text []byte, args map[string]string, target string) (*Dockerfile, error) {
 	tree, err := parser.Parse(bytes.NewReader(text))
 	if err != nil {
@@ -72,18 +128,35 @@ func Parse(text []byte, args map[string]string, target string) (*Dockerfile, err
 	if len(stages) == 0 {
 		return nil, Problems{{Text: "there is no FROM"}}
 	}
-	d := &Dockerfile{text: text}
-	c := checker{d: d, lex: shell.NewLex(tree.EscapeToken), args: args, env: map[string]string{}}
-	c.from(stages, meta, target)
-	for _, cmd := range stages[0].Commands {
-		c.line = line(cmd.Location())
-		c.command(cmd)
+	c := checker{
+		d: &Dockerfile{meta: map[string]string{}, args: map[string]string{}}, lex: shell.NewLex(tree.EscapeToken),
+		lines: strings.Split(string(text), "\n"), env: map[string]string{},
 	}
+	for k, v := range platformArgs() {
+		c.d.args[k], c.d.meta[k], c.env[k] = v, v, v
+	}
+	for k, v := range args {
+		c.d.args[k] = v
+	}
+	if tree.EscapeToken != '\\' {
+		c.at(1, 1)
+		c.say("escape", "another escape character than \\ is not possible here")
+	}
+	c.file(stages, meta, target)
 	if len(c.problems) > 0 {
-		sort.SliceStable(c.problems, func(i, j int) bool { return c.problems[i].Line < c.problems[j].Line })
+		c.problems.sort()
 		return nil, c.problems
 	}
-	return d, nil
+	return c.d, nil
+}
+
+// platformArgs are the arguments that BuildKit defines in every Dockerfile.
+func platformArgs() map[string]string {
+	m := map[string]string{"TARGETVARIANT": "", "BUILDVARIANT": ""}
+	for _, p := range []string{"TARGET", "BUILD"} {
+		m[p+"OS"], m[p+"ARCH"], m[p+"PLATFORM"] = "linux", runtime.GOARCH, "linux/"+runtime.GOARCH
+	}
+	return m
 }
 
 // split parses the instructions one by one, so that every wrong one is named.
@@ -91,7 +164,7 @@ func split(tree *parser.Node) (stages []instructions.Stage, meta []instructions.
 	for _, n := range tree.Children {
 		cmd, err := instructions.ParseInstruction(n)
 		if err != nil {
-			problems = append(problems, Problem{n.StartLine, err.Error()})
+			problems = append(problems, Problem{Line: n.StartLine, Text: err.Error()})
 			continue
 		}
 		switch v := cmd.(type) {
@@ -105,7 +178,7 @@ func split(tree *parser.Node) (stages []instructions.Stage, meta []instructions.
 			}
 		case instructions.Command:
 			if len(stages) == 0 {
-				problems = append(problems, Problem{n.StartLine, "an instruction before the first FROM"})
+				problems = append(problems, Problem{Line: n.StartLine, Text: "an instruction before the first FROM"})
 			} else {
 				stages[len(stages)-1].AddCommand(v)
 			}
@@ -119,89 +192,242 @@ func split(tree *parser.Node) (stages []instructions.Stage, meta []instructions.
 type checker struct {
 	d        *Dockerfile
 	lex      *shell.Lex
-	args     map[string]string // given from outside
-	meta     map[string]string // declared before FROM
+	lines    []string
 	env      map[string]string // declared so far
-	line     int
+	envs     []map[string]string
+	where    []parser.Range
 	problems Problems
+	stages   []instructions.Stage
+	current  int
 }
 
-func (c *checker) say(format string, args ...any) {
-	c.problems = append(c.problems, Problem{Line: c.line, Text: fmt.Sprintf(format, args...)})
+func (c *checker) at(line, column int) {
+	c.where = []parser.Range{{Start: parser.Position{Line: line, Character: column}, End: parser.Position{Line: line}}}
 }
 
-// expand replaces variables; ok is false, and said, when one isn't known.
-func (c *checker) expand(what, word string) (string, bool) {
+// say refuses the current instruction. The column is where the first of words
+// stands, else the instruction.
+func (c *checker) say(rule, format string, args ...any) { c.sayAt("", rule, format, args...) }
+
+func (c *checker) sayAt(word, rule, format string, args ...any) {
+	l, col := place(c.lines, c.where, word)
+	c.problems = append(c.problems, Problem{Line: l, Column: col, Rule: rule, Text: fmt.Sprintf(format, args...)})
+}
+
+// place finds word in the lines of an instruction; columns count characters
+// from 1.
+func place(lines []string, where []parser.Range, word string) (line, column int) {
+	if len(where) == 0 {
+		return 0, 0
+	}
+	first, last := where[0].Start.Line, where[len(where)-1].End.Line
+	if first < 1 || first > len(lines) {
+		return first, 0
+	}
+	if word != "" {
+		for l := first; l <= min(max(first, last), len(lines)); l++ {
+			if i := strings.Index(lines[l-1], word); i >= 0 {
+				return l, utf8.RuneCountInString(lines[l-1][:i]) + 1
+			}
+		}
+	}
+	head := lines[first-1]
+	return first, utf8.RuneCountInString(head) - utf8.RuneCountInString(strings.TrimLeftFunc(head, unicode.IsSpace)) + 1
+}
+
+// expand replaces variables; ok is false when one isn't known from this file.
+func (c *checker) expand(word string) (out string, unknown []string, err error) {
 	var env []string
 	for k, v := range c.env {
 		env = append(env, k+"="+v)
 	}
-	out, unknown, err := c.lex.ProcessWord(word, shell.EnvsFromSlice(env))
+	out, names, err := c.lex.ProcessWord(word, shell.EnvsFromSlice(env))
+	for n := range names {
+		unknown = append(unknown, n)
+	}
+	sort.Strings(unknown)
+	return out, unknown, err
+}
+
+// expandFrom is expand where nothing else can know a variable.
+func (c *checker) expandFrom(what, word string) (string, bool) {
+	out, unknown, err := c.expand(word)
 	if err != nil {
-		c.say("%s %s: %v", what, word, err)
+		c.sayAt(word, "", "%s %s: %v", what, word, err)
 		return "", false
 	}
 	if len(unknown) > 0 {
-		var names []string
-		for n := range unknown {
-			names = append(names, n)
-		}
-		sort.Strings(names)
-		c.say("%s %s: the value of %s is not known from this file; declare it with ARG or ENV", what, word, strings.Join(names, ", "))
+		c.sayAt(word, "UndefinedArgInFrom", "%s %s: the value of %s is not known; declare it with ARG before the first FROM", what, word, strings.Join(unknown, ", "))
 		return "", false
 	}
 	return out, true
 }
 
-func (c *checker) from(stages []instructions.Stage, meta []instructions.ArgCommand, target string) {
-	c.meta = map[string]string{}
+func (c *checker) file(stages []instructions.Stage, meta []instructions.ArgCommand, target string) {
+	c.stages = stages
 	for _, m := range meta {
-		c.line = line(m.Location())
+		c.where = m.Location()
 		for _, a := range m.Args {
 			c.arg(a)
 		}
 	}
-	c.meta, c.env = c.env, map[string]string{}
-	first := stages[0]
-	c.line = line(first.Location)
-	c.env = c.meta
-	if base, ok := c.expand("FROM", first.BaseName); ok {
-		if base == "" {
-			c.say("FROM names no image")
-		}
-		c.d.Base = base
+	c.d.meta = c.env
+	for i := range stages {
+		c.current = i
+		c.stage(&stages[i])
 	}
-	if first.Platform != "" {
-		if p, ok := c.expand("FROM --platform", first.Platform); ok && p != "linux/"+runtime.GOARCH {
-			c.say("FROM --platform=%s: this machine builds linux/%s only", p, runtime.GOARCH)
+	c.d.target = len(stages) - 1
+	if target != "" {
+		if c.d.target = c.find(target, len(stages)); c.d.target < 0 {
+			c.where = nil
+			c.say("", "there is no stage %q", target)
+			return
 		}
 	}
-	c.env = map[string]string{}
-	if target != "" && target != "0" && !strings.EqualFold(target, first.Name) {
-		c.say("there is no stage %q", target)
+	c.need(c.d.target)
+	for i := range c.d.stages {
+		s := &c.d.stages[i]
+		c.where = stages[i].Location
+		if n := len(c.d.chain(i)); s.needed && n > maxSteps {
+			c.say("", "the stage has %d instructions with those it stands on; %d are possible", n, maxSteps)
+		}
 	}
-	for _, s := range stages[1:] {
-		c.line = line(s.Location)
-		c.say("a second FROM: images of several stages can't be built here; make the files in build.command, and COPY them")
+	c.bases()
+}
+
+// find is the earlier stage with a name or number; -1 for none.
+func (c *checker) find(name string, before int) int {
+	for i := before - 1; i >= 0; i-- {
+		if c.stages[i].Name != "" && strings.EqualFold(c.stages[i].Name, name) {
+			return i
+		}
+	}
+	if n, err := strconv.Atoi(name); err == nil && n >= 0 && n < before {
+		return n
+	}
+	return -1
+}
+
+func (c *checker) need(i int) {
+	s := &c.d.stages[i]
+	if s.needed {
+		return
+	}
+	s.needed = true
+	if s.on >= 0 {
+		c.need(s.on)
+	}
+	for _, st := range s.steps {
+		if st.fromStage >= 0 {
+			c.need(st.fromStage)
+		}
 	}
 }
 
-func (c *checker) command(cmd instructions.Command) {
+func (c *checker) bases() {
+	for i, s := range c.d.stages {
+		if !s.needed {
+			continue
+		}
+		if s.base != "" && s.base != scratch {
+			l, col := place(c.lines, c.stages[i].Location, c.stages[i].BaseName)
+			c.d.Bases = append(c.d.Bases, Base{Ref: s.base, Line: l, Column: col, From: true})
+		}
+		for n, st := range s.steps {
+			if st.fromImage != "" {
+				l, col := place(c.lines, c.stages[i].Commands[n].Location(), st.fromImage)
+				c.d.Bases = append(c.d.Bases, Base{Ref: st.fromImage, Line: l, Column: col})
+			}
+		}
+	}
+}
+
+// scratch is the image without files.
+const scratch = "scratch"
+
+func (c *checker) stage(in *instructions.Stage) {
+	c.where = in.Location
+	s := stage{name: in.Name, on: -1}
+	if s.name == "" {
+		s.name = strconv.Itoa(c.current)
+	}
+	c.env = c.d.meta
+	if base, ok := c.expandFrom("FROM", in.BaseName); ok {
+		s.on = c.find(base, c.current)
+		if _, err := strconv.Atoi(base); err == nil {
+			s.on = -1 // FROM knows names only
+		}
+		if s.on < 0 {
+			s.base = base
+		}
+		if base == "" {
+			c.say("", "FROM names no image")
+		}
+	}
+	if in.Platform != "" {
+		if p, ok := c.expandFrom("FROM --platform", in.Platform); ok && p != "linux/"+runtime.GOARCH {
+			c.sayAt("--platform", "", "FROM --platform=%s: this machine builds linux/%s only", p, runtime.GOARCH)
+		}
+	}
+	c.env = map[string]string{}
+	if s.on >= 0 {
+		for k, v := range c.envs[s.on] {
+			c.env[k] = v
+		}
+	}
+	for n, cmd := range in.Commands {
+		c.where = cmd.Location()
+		st := step{line: start(c.where), text: c.source(), title: fmt.Sprint(cmd), fromStage: -1, stage: c.current, number: n}
+		c.command(cmd, &st)
+		s.steps = append(s.steps, st)
+	}
+	c.envs = append(c.envs, c.env)
+	c.d.stages = append(c.d.stages, s)
+}
+
+// source is the current instruction as it is written.
+func (c *checker) source() string {
+	if len(c.where) == 0 {
+		return ""
+	}
+	from, to := c.where[0].Start.Line, c.where[len(c.where)-1].End.Line
+	if from < 1 || from > len(c.lines) {
+		return ""
+	}
+	return strings.Join(c.lines[from-1:min(max(from, to), len(c.lines))], "\n")
+}
+
+// chain are the steps of a stage, after those of the stages below it.
+func (d *Dockerfile) chain(i int) []step {
+	var all []step
+	for ; i >= 0; i = d.stages[i].on {
+		all = append(slices.Clone(d.stages[i].steps), all...)
+	}
+	return all
+}
+
+// root is the image that a stage stands on in the end.
+func (d *Dockerfile) root(i int) string {
+	for d.stages[i].on >= 0 {
+		i = d.stages[i].on
+	}
+	return d.stages[i].base
+}
+
+func (c *checker) command(cmd instructions.Command, st *step) {
 	switch v := cmd.(type) {
 	case *instructions.ArgCommand:
 		for _, a := range v.Args {
 			c.arg(a)
+			// Where the value comes from the image, the text says enough.
+			st.args = append(st.args, a.Key+"="+c.env[a.Key])
 		}
 	case *instructions.EnvCommand:
 		next := map[string]string{}
 		for _, kv := range v.Env {
 			// An unknown variable may come from the base: only a source that
 			// uses this one needs to know.
-			var env []string
-			for k, v := range c.env {
-				env = append(env, k+"="+v)
-			}
-			if val, unknown, err := c.lex.ProcessWord(kv.Value, shell.EnvsFromSlice(env)); err == nil && len(unknown) == 0 {
+			if val, unknown, err := c.expand(kv.Value); err == nil && len(unknown) == 0 {
 				next[kv.Key] = val
 			} else {
 				delete(c.env, kv.Key)
@@ -211,44 +437,51 @@ func (c *checker) command(cmd instructions.Command) {
 			c.env[k] = val
 		}
 	case *instructions.RunCommand:
-		if len(v.Files) > 0 {
-			c.say("RUN with a here-document does nothing here; write a script into the repository and COPY it")
-		}
+		st.run = true
 		for _, f := range v.FlagsUsed {
 			if f == "mount" {
-				c.say("RUN --mount is not possible here: the command would run without the mount; secrets and caches belong into build.command")
+				c.sayAt("--mount", "RunMount", "RUN --mount is not possible here: the command would run without the mount; secrets and caches belong into build.command")
 			} else {
-				c.say("RUN --%s is not possible here", f)
+				c.sayAt("--"+f, "RunFlag", "RUN --%s is not possible here", f)
 			}
 		}
+		if len(v.Files) > 0 && strings.HasPrefix(v.Files[0].Data, "#!") {
+			c.say("RunHeredoc", "RUN with a here-document that begins with #!: name the program instead, as in RUN python3 <<EOF")
+		}
 	case *instructions.CopyCommand:
+		st.copies = true
 		if v.From != "" {
-			c.say("COPY --from=%s: there is no other stage or image here", v.From)
-			return
+			if st.fromStage = c.find(v.From, c.current); st.fromStage < 0 {
+				st.fromImage = v.From
+				if _, err := strconv.Atoi(v.From); err == nil || strings.EqualFold(v.From, c.stages[c.current].Name) {
+					c.sayAt("--from", "CopyFrom", "COPY --from=%s: there is no such stage before this one", v.From)
+				}
+			}
 		}
-		c.copyFlags("COPY", v.Link, v.Parents, v.ExcludePatterns, v.Chown)
-		c.copy("COPY", v.SourcesAndDest)
+		c.copy("COPY", v.SourcesAndDest, st)
 	case *instructions.AddCommand:
+		st.copies = true
 		if v.KeepGitDir || v.Checksum != "" {
-			c.say("ADD --keep-git-dir and --checksum are not possible here")
+			c.say("AddFlag", "ADD --keep-git-dir and --checksum are not possible here")
 		}
-		c.copyFlags("ADD", v.Link, false, v.ExcludePatterns, v.Chown)
-		c.copy("ADD", v.SourcesAndDest)
+		c.copy("ADD", v.SourcesAndDest, st)
 	case *instructions.WorkdirCommand:
-		c.place("WORKDIR", v.Path)
+		c.reaches("WORKDIR", v.Path)
 	case *instructions.VolumeCommand:
-		c.say("VOLUME: what later instructions put there would be missing from the image, and functions have no volumes")
+		for _, v := range v.Volumes {
+			c.reaches("VOLUME", v)
+		}
 	case *instructions.OnbuildCommand:
-		c.say("ONBUILD is not possible here")
+		c.say("Onbuild", "ONBUILD is not possible here")
 	}
 }
 
 func (c *checker) arg(a instructions.KeyValuePairOptional) {
-	if v, ok := c.args[a.Key]; ok {
+	if v, ok := c.d.args[a.Key]; ok {
 		c.env[a.Key] = v
 		return
 	}
-	if v, ok := c.meta[a.Key]; ok && a.Value == nil {
+	if v, ok := c.d.meta[a.Key]; ok && a.Value == nil {
 		c.env[a.Key] = v
 		return
 	}
@@ -259,58 +492,72 @@ func (c *checker) arg(a instructions.KeyValuePairOptional) {
 		}
 		return
 	}
-	if v, ok := c.expand("ARG "+a.Key, *a.Value); ok {
+	v, unknown, err := c.expand(*a.Value)
+	switch {
+	case err != nil:
+		c.say("", "ARG %s: %v", a.Key, err)
+	case len(unknown) > 0:
+		delete(c.env, a.Key) // the base may know them
+	default:
 		c.env[a.Key] = v
 	}
 }
 
-func (c *checker) copyFlags(verb string, link, parents bool, exclude []string, chown string) {
-	if link || parents || len(exclude) > 0 {
-		c.say("%s --link, --parents and --exclude would be ignored here", verb)
+func (c *checker) copy(verb string, s instructions.SourcesAndDest, st *step) {
+	c.reaches(verb+" to", s.DestPath)
+	if len(s.SourcePaths)+len(s.SourceContents) > 1 && !strings.HasSuffix(s.DestPath, "/") {
+		if to, unknown, err := c.expand(s.DestPath); err == nil && len(unknown) == 0 && !strings.HasSuffix(to, "/") && to != "." {
+			c.sayAt(s.DestPath, "CopyTarget", "%s of several files: the target %s must be a folder and end with /", verb, s.DestPath)
+		}
 	}
-	if chown != "" && chown != "0" && chown != "0:0" && chown != "root" && chown != "root:root" {
-		c.say("%s --chown would also give new parent folders away; use RUN chown after it", verb)
-	}
-}
-
-func (c *checker) copy(verb string, s instructions.SourcesAndDest) {
-	if len(s.SourceContents) > 0 {
-		c.say("%s with a here-document is not possible here; put the file into the repository", verb)
-		return
-	}
-	c.place(verb+" to", s.DestPath)
-	x := copying{line: c.line, verb: verb}
-	for _, src := range s.SourcePaths {
-		src, ok := c.expand(verb, src)
-		if !ok {
+	for _, word := range s.SourcePaths {
+		src, unknown, err := c.expand(word)
+		if err != nil {
+			c.sayAt(word, "", "%s %s: %v", verb, word, err)
 			continue
 		}
 		if verb == "ADD" && remoteSource(src) {
-			c.say("ADD %s: fetching is not possible here; fetch it in build.command with a checksum, and COPY it", src)
+			c.sayAt(word, "AddRemote", "ADD %s: fetching is not possible here; fetch it in build.command with a checksum, and COPY it", src)
+			continue
+		}
+		if st.fromStage >= 0 || st.fromImage != "" {
+			continue
+		}
+		if len(unknown) > 0 {
+			st.everything = true
 			continue
 		}
 		// An absolute source is meant from the context's root.
 		if rel := path.Clean(strings.TrimLeft(src, "/")); rel == ".." || strings.HasPrefix(rel, "../") {
-			c.say("%s %s leaves the build context", verb, src)
+			c.sayAt(word, "CopyLeavesContext", "%s %s leaves the build context", verb, src)
 			continue
 		}
-		x.sources = append(x.sources, path.Clean(strings.TrimPrefix(path.Clean("/"+src), "/")))
+		_, column := place(c.lines, c.where, word)
+		st.sources = append(st.sources, cmp.Or(clean(src), "."))
+		st.column = append(st.column, column)
 	}
-	c.d.copies = append(c.d.copies, x)
 }
 
-// place refuses a target whose content would not be in the image.
-func (c *checker) place(what, p string) {
-	p, ok := c.expand(what, p)
-	if !ok || !path.IsAbs(p) {
-		return
+// reaches refuses a target whose content would not be in the image.
+func (c *checker) reaches(what, word string) {
+	p, unknown, err := c.expand(word)
+	if err != nil || len(unknown) > 0 {
+		return // the executor looks again
 	}
+	if l := Lost(p); l != "" {
+		c.sayAt(word, "LostPath", "%s %s: what is put there never reaches the image", what, p)
+	}
+}
+
+// Lost is the folder of the sandbox that p lies in; "" for none.
+func Lost(p string) string {
 	p = path.Clean(p)
 	for _, l := range lost {
 		if p == l || strings.HasPrefix(p, l+"/") {
-			c.say("%s %s: what is put there never reaches the image", what, p)
+			return l
 		}
 	}
+	return ""
 }
 
 func remoteSource(s string) bool {
@@ -322,107 +569,16 @@ func remoteSource(s string) bool {
 	return false
 }
 
-// Check looks at the context that the Dockerfile copies from: every source
-// exists and stays inside, also through symbolic links. The error is
-// [Problems].
-func (d *Dockerfile) Check(ctx *os.Root) error {
-	var all Problems
-	seen := map[string][]string{}
-	for _, c := range d.copies {
-		for _, src := range c.sources {
-			texts, ok := seen[src]
-			if !ok {
-				texts = checkSource(ctx, src)
-				seen[src] = texts
-			}
-			for _, t := range texts {
-				all = append(all, Problem{Line: c.line, Text: c.verb + " " + t})
-			}
-		}
-	}
-	if len(all) > 0 {
-		return all
-	}
-	return nil
-}
-
-// maxReported bounds what one source may say.
-const maxReported = 5
-
-func checkSource(ctx *os.Root, src string) (problems []string) {
-	say := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	names := []string{src}
-	if strings.ContainsAny(src, "*?[") {
-		var err error
-		if names, err = fs.Glob(ctx.FS(), src); err != nil {
-			say("%s: %v", src, err)
-			return problems
-		}
-	}
-	if len(names) == 0 {
-		say("%s: no file matches", src)
-	}
-	for _, name := range names {
-		st, err := ctx.Lstat(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			say("%s: not in the build context", name)
-		case err != nil:
-			say("%s leaves the build context through a symbolic link", name)
-		case st.Mode().Type() == fs.ModeSymlink:
-			say("%s is a symbolic link, which would be copied as a link; name the file it points to", name)
-		case st.IsDir():
-			problems = append(problems, checkFolder(ctx, name)...)
-		case !st.Mode().IsRegular():
-			say("%s is neither a file nor a folder", name)
-		}
-		if len(problems) >= maxReported {
-			return append(problems[:maxReported], src+": and more of that kind")
-		}
-	}
-	return problems
-}
-
-// checkFolder looks for links out of the context: kaniko would put the files
-// that they reach in the base image into the layer once more.
-func checkFolder(ctx *os.Root, dir string) (problems []string) {
-	err := fs.WalkDir(ctx.FS(), dir, func(name string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		switch {
-		case e.Type() == fs.ModeSymlink:
-			to, err := ctx.Readlink(name)
-			if err != nil {
-				return err
-			}
-			if path.IsAbs(to) || !fs.ValidPath(path.Join(path.Dir(name), to)) {
-				problems = append(problems, fmt.Sprintf("%s: the symbolic link %s -> %s leaves the build context", dir, name, to))
-			}
-		case !e.IsDir() && !e.Type().IsRegular():
-			problems = append(problems, fmt.Sprintf("%s: %s is neither a file, a folder nor a link", dir, name))
-		}
-		if len(problems) >= maxReported {
-			return fs.SkipAll
-		}
-		return nil
-	})
-	if err != nil {
-		problems = append(problems, fmt.Sprintf("%s: %v", dir, err))
-	}
-	return problems
-}
-
 // located is the parser's error with its line.
 func located(err error) Problem {
 	var l *parser.LocationError
 	if errors.As(err, &l) && len(l.Locations) > 0 {
-		return Problem{line(l.Locations[0]), err.Error()}
+		return Problem{Line: start(l.Locations[0]), Text: err.Error()}
 	}
 	return Problem{Text: err.Error()}
 }
 
-func line(r []parser.Range) int {
+func start(r []parser.Range) int {
 	if len(r) == 0 {
 		return 0
 	}

@@ -17,33 +17,33 @@ func TestRefused(t *testing.T) {
 		name, dockerfile string
 		want             []string // beginnings of the problems
 	}{
-		{"copy leaves the context", "FROM scratch\nCOPY ../.docker/config.json /x\n", []string{"line 2: COPY ../.docker/config.json leaves the build context"}},
-		{"copy leaves by a detour", "FROM scratch\nCOPY a/../../x /x\n", []string{"line 2: COPY a/../../x leaves"}},
-		{"absolute with dots", "FROM scratch\nADD /../x /x\n", []string{"line 2: ADD /../x leaves"}},
-		{"copy through a link", "FROM scratch\nCOPY evil/kaniko/.docker/config.json /x\n", []string{"line 2: COPY evil/kaniko/.docker/config.json leaves the build context through a symbolic link"}},
-		{"copy through a relative link", "FROM scratch\nCOPY up/etc/passwd /x\n", []string{"line 2: COPY up/etc/passwd leaves the build context through a symbolic link"}},
-		{"a link as source", "FROM scratch\nCOPY dir/rel /x\n", []string{"line 2: COPY dir/rel is a symbolic link"}},
-		{"a pattern that finds a link", "FROM scratch\nCOPY ev* /x\n", []string{"line 2: COPY evil is a symbolic link"}},
-		{"a folder with a link out of it", "FROM scratch\nCOPY bad /x\n", []string{"line 2: COPY bad: the symbolic link bad/abs -> /etc/shadow leaves", "line 2: COPY bad: the symbolic link bad/rel -> ../../etc leaves"}},
-		{"missing source", "FROM scratch\n\nCOPY missing.txt /x\nCOPY *.none /x\n", []string{"line 3: COPY missing.txt: not in the build context", "line 4: COPY *.none: no file matches"}},
-		{"run with mounts", "FROM scratch\nRUN --mount=type=secret,id=t cat /run/secrets/t\nRUN --mount=type=cache,target=/c true\n", []string{"line 2: RUN --mount is not possible here", "line 3: RUN --mount"}},
-		{"run with network", "FROM scratch\nRUN --network=none true\n", []string{"line 2: RUN --network"}},
-		{"run here-document", "FROM scratch\nRUN <<EOF\necho hi\nEOF\n", []string{"line 2: RUN with a here-document"}},
-		{"copy here-document", "FROM scratch\nCOPY <<EOF /x\nhi\nEOF\n", []string{"line 2: COPY with a here-document"}},
-		{"add from the network", "FROM scratch\nADD https://example.com/x.tar /x\nADD git@example.com:a/b.git /y\nADD HTTP://example.com/z /z\n", []string{"line 2: ADD https://example.com/x.tar: fetching", "line 3: ADD git@", "line 4: ADD HTTP:"}},
-		{"copy options that are ignored", "FROM scratch\nCOPY --link dir/a /x\nADD --checksum=sha256:24454f830cdb571e2c4ad15481119c43b3cafd48dd869a9b2945d1036d1dc68d dir/a /x\n", []string{"line 2: COPY --link", "line 3: ADD --keep-git-dir and --checksum"}},
-		{"owner of new parents", "FROM scratch\nCOPY --chown=1000:1000 dir/a /data/a\n", []string{"line 2: COPY --chown"}},
-		{"several stages", "FROM scratch AS a\nFROM scratch\nCOPY --from=a /one /two\n", []string{"line 2: a second FROM"}},
-		{"from another image", "FROM scratch\nCOPY --from=busybox /bin/sh /sh\n", []string{"line 2: COPY --from=busybox"}},
-		{"onbuild and volume", "FROM scratch\nONBUILD RUN true\nVOLUME /data\n", []string{"line 2: ONBUILD", "line 3: VOLUME"}},
-		{"places that are lost", "FROM scratch\nWORKDIR /kaniko/app\nCOPY dir /proc/x\nWORKDIR /kanikox\n", []string{"line 2: WORKDIR /kaniko/app", "line 3: COPY to /proc/x"}},
-		{"unknown variables", "FROM scratch\nCOPY $NOPE/a /x\n", []string{"line 2: COPY $NOPE/a: the value of NOPE is not known"}},
-		{"another platform", "FROM --platform=linux/s390x scratch\n", []string{"line 1: FROM --platform=linux/s390x"}},
+		{"copy leaves the context", "FROM scratch\nCOPY ../.docker/config.json /x\n", []string{"line 2, column 6: COPY ../.docker/config.json leaves the build context"}},
+		{"copy leaves by a detour", "FROM scratch\nCOPY a/../../x /x\n", []string{"line 2, column 6: COPY a/../../x leaves"}},
+		{"absolute with dots", "FROM scratch\nADD /../x /x\n", []string{"line 2, column 5: ADD /../x leaves"}},
+		{"copy through a link", "FROM scratch\nCOPY evil/kaniko/.docker/config.json /x\n", []string{"line 2, column 6: COPY evil/kaniko/.docker/config.json leaves the build context through the symbolic link evil -> /"}},
+		{"copy through a relative link", "FROM scratch\nCOPY up/etc/passwd /x\n", []string{"line 2, column 6: COPY up/etc/passwd leaves the build context through the symbolic link up -> ../.."}},
+		{"a link out as source", "FROM scratch\nCOPY bad/abs /x\n", []string{"line 2, column 6: COPY bad/abs leaves the build context"}},
+		{"a pattern that finds a link out", "FROM scratch\nCOPY dir/a \\\n  ev* /x/\n", []string{"line 2, column 3: COPY evil leaves"}},
+		{"missing source", "FROM scratch\n\nCOPY missing.txt /x\nCOPY *.none /x\n", []string{"line 3, column 6: COPY missing.txt: not in the build context", "line 4, column 6: COPY *.none: no file matches"}},
+		{"run with mounts", "FROM scratch\nRUN --mount=type=secret,id=t cat /run/secrets/t\nRUN --mount=type=cache,target=/c true\n", []string{"line 2, column 5: RUN --mount is not possible here", "line 3, column 5: RUN --mount"}},
+		{"run with network", "FROM scratch\nRUN --network=none true\n", []string{"line 2, column 5: RUN --network"}},
+		{"run here-document with a program", "FROM scratch\nRUN <<EOF\n#!/bin/sh\necho hi\nEOF\n", []string{"line 2, column 1: RUN with a here-document that begins with #!"}},
+		{"add from the network", "FROM scratch\nADD https://example.com/x.tar /x\nADD git@example.com:a/b.git /y\nADD HTTP://example.com/z /z\n", []string{"line 2, column 5: ADD https://example.com/x.tar: fetching", "line 3, column 5: ADD git@", "line 4, column 5: ADD HTTP:"}},
+		{"options that are ignored", "FROM scratch\nADD --checksum=sha256:24454f830cdb571e2c4ad15481119c43b3cafd48dd869a9b2945d1036d1dc68d dir/a /x\n", []string{"line 2, column 1: ADD --keep-git-dir and --checksum"}},
+		{"several files to one", "FROM scratch\nCOPY dir/a dir/b /x\n", []string{"line 2, column 18: COPY of several files: the target /x must be a folder"}},
+		{"options that the parser knows as experiments", "FROM scratch\nCOPY --parents dir/a /x/\nCOPY --exclude=x dir /x/\n", []string{"line 2: unknown flag: --parents", "line 3: unknown flag: --exclude"}},
+		{"from a later stage", "FROM scratch\nCOPY --from=1 /a /b\nFROM scratch\n", []string{"line 2, column 6: COPY --from=1"}},
+		{"from a later stage that is needed", "FROM scratch AS a\nCOPY --from=1 /a /b\nFROM a\n", []string{"line 2, column 6: COPY --from=1: there is no such stage"}},
+		{"onbuild", "FROM scratch\nONBUILD RUN true\n", []string{"line 2, column 1: ONBUILD"}},
+		{"places that are lost", "FROM scratch\nWORKDIR /kaniko/app\nCOPY dir /proc/x\nWORKDIR /kanikox\nVOLUME /dev/x\n", []string{"line 2, column 9: WORKDIR /kaniko/app", "line 3, column 10: COPY to /proc/x", "line 5, column 8: VOLUME /dev/x"}},
+		{"unknown variable in FROM", "FROM x:$NOPE\n", []string{"line 1, column 6: FROM x:$NOPE: the value of NOPE is not known"}},
+		{"another platform", "FROM --platform=linux/s390x scratch\n", []string{"line 1, column 6: FROM --platform=linux/s390x"}},
+		{"another escape", "# escape=`\nFROM scratch\n", []string{"line 1, column 1: another escape character"}},
 		{"all syntax errors at once", "FROM scratch\nEXPSE 1\nRUN echo \\\n a\nCOPY onlyone\n", []string{"line 2: unknown instruction: EXPSE", "line 5: COPY requires"}},
 		{"empty", "# nothing\n", []string{"line 1: file with no instructions"}},
 		{"no from", "ARG A\n", []string{"there is no FROM"}},
 		{"run first", "RUN true\nFROM scratch\n", []string{"line 1: an instruction before"}},
-		{"no base", "ARG B=\nFROM $B\n", []string{"line 2: FROM names no image"}},
+		{"no base", "ARG B=\nFROM $B\n", []string{"line 2, column 1: FROM names no image"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -74,13 +74,15 @@ func TestAccepted(t *testing.T) {
 		"lower case":   "from x as main\ncopy dir /d\nrun true\nonly=\n",
 		"platform":     "ARG TARGET=linux/amd64\nFROM x\nSHELL [\"/bin/sh\", \"-c\"]\nHEALTHCHECK NONE\nSTOPSIGNAL 9\nMAINTAINER me\n",
 		"relative dot": "FROM x\nCOPY ./dir/../dir/a /x\n",
-		"env of base":  "FROM x\nENV PATH=$PATH:/x\nCOPY dir /x\n",
+		"env of base":  "FROM x\nENV PATH=$PATH:/x\nCOPY $HOME/dir $PLACE/x\nWORKDIR $HOME\n",
+		"links inside": "FROM x\nCOPY dir/rel /x\nCOPY bad /x\n",
+		"stages":       "FROM x AS build\nRUN true\nFROM y\nCOPY --from=build /a /b\nCOPY --from=BUILD --chown=1000:1000 --link /a /b\nCOPY --from=busybox /bin/sh /sh\n",
+		"documents":    "FROM x\nRUN <<EOF\necho hi\nEOF\nCOPY <<a <<b /x/\n1\na\n2\nb\n",
+		"volume":       "FROM x\nVOLUME /data\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dockerfile = strings.Replace(dockerfile, "only=\n", "", 1)
-			// The context of this test holds links that leave it; COPY . is
-			// about one without.
-			if err := lint(t, dockerfile, nil); err != nil && !strings.Contains(err.Error(), "line 2: COPY .: the symbolic link") {
+			if err := lint(t, dockerfile, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -89,8 +91,13 @@ func TestAccepted(t *testing.T) {
 
 func TestBaseAndTarget(t *testing.T) {
 	d, err := kaniko.Parse([]byte("ARG R=registry.example\nARG V\nFROM ${R}/base:${V:-1} AS app\n"), map[string]string{"V": "2"}, "app")
-	if err != nil || d.Base != "registry.example/base:2" {
+	if err != nil || len(d.Bases) != 1 || d.Bases[0] != (kaniko.Base{Ref: "registry.example/base:2", Line: 3, Column: 6, From: true}) {
 		t.Errorf("base %+v, %v", d, err)
+	}
+	// Only what the target needs counts.
+	d, err = kaniko.Parse([]byte("FROM a AS one\nFROM b AS two\nCOPY --from=c /x /x\nFROM two\nCOPY --from=one /y /y\nFROM d\n"), nil, "2")
+	if err != nil || len(d.Bases) != 3 || d.Bases[0].Ref != "a" || d.Bases[1].Ref != "b" || d.Bases[2].Ref != "c" || d.Bases[2].From {
+		t.Errorf("bases %+v, %v", d, err)
 	}
 	if _, err := kaniko.Parse([]byte("FROM scratch AS app\n"), nil, "other"); err == nil || !strings.Contains(err.Error(), `no stage "other"`) {
 		t.Errorf("target: %v", err)
@@ -125,7 +132,7 @@ func lint(t *testing.T, dockerfile string, args map[string]string) error {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	return d.Check(root)
+	return d.Check(root.FS(), nil, "Dockerfile")
 }
 
 func FuzzParse(f *testing.F) {
@@ -139,16 +146,13 @@ func FuzzParse(f *testing.F) {
 		if err != nil && !errors.As(err, &p) {
 			t.Errorf("an error without problems: %v", err)
 		}
-		if err == nil && d.Base == "" {
-			t.Error("accepted without a base")
-		}
 		if err == nil {
 			root, err := os.OpenRoot(t.TempDir())
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer root.Close()
-			_ = d.Check(root)
+			_ = d.Check(root.FS(), nil, "Dockerfile")
 		}
 	})
 }

@@ -8,17 +8,19 @@
 // unpacked base under an overlay. A RUN sees no credentials, no file of the
 // job and no environment of the job.
 //
+// Each stage runs in a sandbox of its own, over what its last known
+// instruction made: the layers of earlier builds are found by a key of our own
+// over everything that went into them, names of files included.
+//
 // Equal input gives an equal image as far as the commands allow: times are set
 // to 0, entries sorted. What kaniko would do quietly in another way than
-// Docker is refused, with the line; see [Parse].
+// Docker is done right or refused, with the line; see [Parse].
 package kaniko
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +28,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
-	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -35,11 +35,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
 
 	"github.com/kuroko-faas/kuroko/builder"
-	"github.com/kuroko-faas/kuroko/builder/layer"
-	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
@@ -48,7 +45,7 @@ const EngineName = "kaniko"
 
 // version is part of every key: another kaniko, or another way to finish its
 // layers, may give another image for the same input.
-const version = "kaniko-1.24.0/1"
+const version = "kaniko-1.24.0/2"
 
 // Options are an engine's settings.
 type Options struct {
@@ -63,9 +60,14 @@ type Options struct {
 	// Insecure registries, "host:port", are reached over plain HTTP; loopback
 	// addresses always are.
 	Insecure []string
-	// CacheDir keeps unpacked base images by digest; it must not lie on a
-	// memory file system. "" uses a temporary folder for each build.
+	// CacheDir keeps unpacked base images and what instructions made, by
+	// content; it must not lie on a memory file system. Whoever can write to it
+	// can change what later builds contain. "" uses a temporary folder for each
+	// build.
 	CacheDir string
+	// CacheBytes is about how much stays in CacheDir: what was not used for
+	// longest goes first. 0 means 10 GiB.
+	CacheBytes int64
 	// TmpDir holds the build context and the layers for a build's time; "" is
 	// the system's.
 	TmpDir string
@@ -96,6 +98,9 @@ func New(o Options) *Engine {
 	if o.Attempts <= 0 {
 		e.o.Attempts = 3
 	}
+	if o.CacheBytes <= 0 {
+		e.o.CacheBytes = 10 << 30
+	}
 	if o.Delay <= 0 {
 		e.o.Delay = time.Second
 	}
@@ -104,7 +109,7 @@ func New(o Options) *Engine {
 
 // Source is what an image is built from.
 type Source struct {
-	// Path names the Dockerfile in messages.
+	// Path names the Dockerfile in messages, and chooses its ignore file.
 	Path       string
 	Dockerfile []byte
 	// Context are the files that COPY and ADD find; Paths chooses some, nil
@@ -113,6 +118,7 @@ type Source struct {
 	Paths   []string
 	Args    map[string]string
 	Target  string
+	Cache   builder.Cache
 }
 
 // Result is a built image.
@@ -140,7 +146,7 @@ func (e *Engine) Build(ctx context.Context, req builder.Request) (builder.Image,
 		return image, &builder.InputError{What: "read " + req.Dockerfile.Path, Next: "check the name of the Dockerfile", Err: err}
 	}
 	src := Source{
-		Path: req.Dockerfile.Path, Dockerfile: text, Args: req.Dockerfile.Args,
+		Path: req.Dockerfile.Path, Dockerfile: text, Args: req.Dockerfile.Args, Cache: req.Dockerfile.Cache,
 		Context: req.Code.FS, Paths: req.Code.Paths,
 	}
 	r := e.registry()
@@ -155,7 +161,7 @@ func (e *Engine) Build(ctx context.Context, req builder.Request) (builder.Image,
 		image.Requests, image.Uploaded = r.requests(), r.uploaded()
 		return image, nil
 	}
-	res, err := e.build(ctx, r, src, nil, []name.Tag{tag})
+	res, err := e.build(ctx, r, src, false, []name.Tag{tag})
 	if err != nil {
 		return image, err
 	}
@@ -174,68 +180,74 @@ func keyTag(repo name.Repository, key string) (name.Tag, error) {
 	return repo.Tag("kaniko-" + hex.EncodeToString(sum[:20])), nil
 }
 
-// BuildTo builds src and pushes the image to every one of dest. With cache, an
-// image built before from equal input is taken from there, and a new one is
-// put there.
-func (e *Engine) BuildTo(ctx context.Context, src Source, cache *name.Repository, dest []name.Tag) (Result, error) {
-	return e.build(ctx, e.registry(), src, cache, dest)
+// BuildTo builds src and pushes the image to every one of dest. An image built
+// before from equal input is taken from the cache.
+func (e *Engine) BuildTo(ctx context.Context, src Source, dest []name.Tag) (Result, error) {
+	return e.build(ctx, e.registry(), src, true, dest)
 }
 
-func (e *Engine) build(ctx context.Context, r *registry, src Source, cache *name.Repository, dest []name.Tag) (res Result, err error) {
+// build makes the image; with whole, the cache also has finished images.
+func (e *Engine) build(ctx context.Context, r *registry, src Source, whole bool, dest []name.Tag) (res Result, err error) {
 	defer func() { res.Requests, res.Uploaded = r.requests(), r.uploaded() }()
-	work, err := os.MkdirTemp(e.o.TmpDir, "kaniko-")
+	work, done, err := workDir(e.o.TmpDir)
 	if err != nil {
 		return res, fmt.Errorf("kaniko: %w", err)
 	}
-	defer removeTree(work)
+	defer done()
 	contextDir := filepath.Join(work, "context")
-	if err := errors.Join(os.Mkdir(contextDir, 0o755), os.Chmod(contextDir, 0o755)); err != nil {
+	if err := errors.Join(os.Mkdir(contextDir, 0o755), os.Chmod(contextDir, 0o755), os.Chmod(work, 0o755)); err != nil {
 		return res, fmt.Errorf("kaniko: %w", err)
 	}
-	contextHash, err := copyContext(contextDir, src.Context, src.Paths)
-	if err != nil {
+	b := build{e: e, r: r, src: src, work: work, bases: map[string]v1.Image{}, keys: map[int][]string{}, stages: map[int]*built{}, trees: map[string]*tree{}}
+	defer b.close()
+	if b.files, err = copyContext(contextDir, src.Context, src.Paths, src.Path); err != nil {
 		return res, fmt.Errorf("kaniko: copy the build context: %w", err)
 	}
-	d, err := check(src, contextDir)
+	if err := b.check(); err != nil {
+		return res, err
+	}
+	if err := b.resolve(ctx); err != nil {
+		return res, err
+	}
+	res.Key = b.imageKey()
+	if whole {
+		for _, repo := range src.Cache.Read {
+			tag := repo.Tag("build-" + res.Key[:40])
+			img, err := r.cached(ctx, tag)
+			if err != nil {
+				return res, err
+			}
+			if img != nil {
+				fmt.Fprintf(e.log, "found in %s: nothing to build\n", tag)
+				res.Reused = true
+				return res, e.push(ctx, r, &res, img, dest)
+			}
+		}
+		if src.Cache.Write != nil {
+			dest = append([]name.Tag{src.Cache.Write.Tag("build-" + res.Key[:40])}, dest...)
+		}
+	}
+	s, err := b.stage(ctx, b.d.target)
+	res.Sandbox = b.sandbox
 	if err != nil {
 		return res, err
 	}
-	base, err := r.base(ctx, d.Base)
+	img, err := image(s.base, s.mountable(), s.config, s.history)
+	if err == nil {
+		err = describe(&res, s.base, s.layers)
+	}
 	if err != nil {
+		return res, fmt.Errorf("kaniko: assemble the image: %w", err)
+	}
+	if err := e.push(ctx, r, &res, img, dest); err != nil {
 		return res, err
 	}
-	baseDigest, err := base.Digest()
-	if err != nil {
-		return res, r.failed("read", d.Base, err)
-	}
-	res.Key = buildKey(baseDigest, contextHash, src)
-	if cache != nil {
-		tag := cache.Tag("build-" + res.Key[:40])
-		img, err := r.cached(ctx, tag)
-		if err != nil {
-			return res, err
-		}
-		if img != nil {
-			fmt.Fprintf(e.log, "found in %s: nothing to build\n", tag)
-			res.Reused = true
-			return res, e.push(ctx, r, &res, img, dest)
-		}
-		dest = append([]name.Tag{tag}, dest...)
-	}
-	if base != empty.Image {
-		if err := acceptable(d.Base, base); err != nil {
-			return res, err
+	if b.shared {
+		if err := b.store.trim(); err != nil {
+			fmt.Fprintf(e.log, "the cache folder was not trimmed: %v\n", err)
 		}
 	}
-	img, layers, err := e.execute(ctx, r, work, src, from{base, d.Base}, &res)
-	if err != nil {
-		return res, err
-	}
-	defer closeAll(layers)
-	if err := describe(&res, base, layers); err != nil {
-		return res, fmt.Errorf("kaniko: %w", err)
-	}
-	return res, e.push(ctx, r, &res, img, dest)
+	return res, nil
 }
 
 func (e *Engine) push(ctx context.Context, r *registry, res *Result, img v1.Image, dest []name.Tag) error {
@@ -252,251 +264,19 @@ func (e *Engine) push(ctx context.Context, r *registry, res *Result, img v1.Imag
 	return nil
 }
 
-// check refuses what can't be built, everything at once.
-func check(src Source, contextDir string) (*Dockerfile, error) {
-	refuse := func(p Problems) error {
-		name := src.Path
-		if name == "" {
-			name = "Dockerfile"
-		}
-		return &builder.InputError{What: name + " can't be built", Next: "correct the lines named above", Err: p}
-	}
-	d, err := Parse(src.Dockerfile, src.Args, src.Target)
-	var p Problems
-	if errors.As(err, &p) {
-		return nil, refuse(p)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("kaniko: %w", err)
-	}
-	root, err := os.OpenRoot(contextDir)
-	if err != nil {
-		return nil, fmt.Errorf("kaniko: %w", err)
-	}
-	defer root.Close()
-	if err := d.Check(root); errors.As(err, &p) {
-		return nil, refuse(p)
-	} else if err != nil {
-		return nil, fmt.Errorf("kaniko: %w", err)
-	}
-	return d, nil
-}
-
-// acceptable refuses a base that brings instructions of its own.
-func acceptable(ref string, base v1.Image) error {
-	c, err := base.ConfigFile()
-	if err != nil {
-		return fmt.Errorf("kaniko: %s: %w", ref, err)
-	}
-	if len(c.Config.OnBuild) > 0 {
-		return &builder.InputError{What: "the base image " + ref + " has ONBUILD instructions, which are not possible here", Next: "write them into the Dockerfile"}
-	}
-	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
-		return &builder.InputError{What: fmt.Sprintf("the base image %s is for %s/%s, and this machine builds linux/%s", ref, c.OS, c.Architecture, runtime.GOARCH), Next: "use a base image for this architecture"}
-	}
-	return nil
-}
-
-// buildKey is equal when the image would be: the base, every file's name and
-// content, the Dockerfile and its arguments, and how layers are made.
-func buildKey(base v1.Hash, contextHash string, src Source) string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s\n%s\n%s\n%q\n%q\n", version, layer.Gzip.ID(), base, contextHash, src.Dockerfile, src.Target)
-	for _, a := range argList(src.Args) {
-		fmt.Fprintf(h, "%q\n", a)
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
-
-func argList(args map[string]string) []string {
-	var list []string
-	for k, v := range args {
-		list = append(list, k+"="+v)
-	}
-	sort.Strings(list)
-	return list
-}
-
-// from is a base image and how it was called.
-type from struct {
-	v1.Image
-	ref string
-}
-
-// execute carries the instructions out in a sandbox.
-func (e *Engine) execute(ctx context.Context, r *registry, work string, src Source, base from, res *Result) (v1.Image, []titled, error) {
-	mode, reason := e.o.Mode, ""
-	if mode == "" {
-		if mode, reason = sandbox.Detect(ctx); ctx.Err() != nil {
-			return nil, nil, context.Cause(ctx)
-		}
-	}
-	if mode == sandbox.None {
-		return nil, nil, fmt.Errorf("kaniko: a Dockerfile needs a sandbox: %w: %s", sandbox.ErrForbidden, reason)
-	}
-	res.Sandbox = string(mode)
-	lower, err := e.lower(ctx, r, work, base, mode)
-	if err != nil {
-		return nil, nil, err
-	}
-	inside := filepath.Join(work, "kaniko")
-	out := filepath.Join(inside, "out")
-	order := Order{Dockerfile: src.Dockerfile, Args: argList(src.Args), Target: src.Target, Platform: "linux/" + runtime.GOARCH}
-	if base.Image != empty.Image {
-		if order.Manifest, err = base.RawManifest(); err == nil {
-			order.Config, err = base.RawConfigFile()
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("kaniko: read the base image: %w", err)
-		}
-	}
-	nonce := make([]byte, 16)
-	if _, err := rand.Read(nonce); err != nil {
-		return nil, nil, fmt.Errorf("kaniko: %w", err)
-	}
-	order.Nonce = hex.EncodeToString(nonce)
-	err = errors.Join(
-		os.Mkdir(inside, 0o755), os.Mkdir(out, 0o755), os.Mkdir(filepath.Join(inside, "context"), 0o755),
-		os.WriteFile(filepath.Join(inside, "executor"), nil, 0o644),
-		os.WriteFile(filepath.Join(inside, "guard"), []byte(order.Nonce), 0o444),
-	)
-	if err != nil {
-		return nil, nil, fmt.Errorf("kaniko: %w", err)
-	}
-	outcome, err := e.child(ctx, mode, lower, work, out, order)
-	if err != nil {
-		return nil, nil, err
-	}
-	below := &known{owners: mode == sandbox.Root, now: map[string]bool{}}
-	if below.root, err = os.OpenRoot(lower); err != nil {
-		return nil, nil, fmt.Errorf("kaniko: %w", err)
-	}
-	defer below.root.Close()
-	img, layers, err := assemble(base.Image, below, out, e.o.TmpDir, outcome)
-	var input *builder.InputError
-	if err != nil && !errors.As(err, &input) {
-		err = fmt.Errorf("kaniko: assemble the image: %w", err)
-	}
-	return img, layers, err
-}
-
-// lower is the folder with the base's files, unpacked now or before.
-func (e *Engine) lower(ctx context.Context, r *registry, work string, base from, mode sandbox.Mode) (string, error) {
-	digest, err := base.Digest()
-	if err != nil {
-		return "", fmt.Errorf("kaniko: %w", err)
-	}
-	dir := filepath.Join(work, "base")
-	if e.o.CacheDir != "" && base.Image != empty.Image {
-		// A user namespace sees its own owner only, so its copy is another.
-		dir = filepath.Join(e.o.CacheDir, "base", fmt.Sprintf("%s-%d-%s", mode, os.Geteuid(), digest.Hex))
-	}
-	if st, err := os.Stat(dir); err == nil && st.IsDir() {
-		return dir, nil
-	}
-	fmt.Fprintf(e.log, "unpacking the base image %s\n", digest)
-	if err := unpack(ctx, base.Image, dir, mode == sandbox.Root); err != nil {
-		if ctx.Err() != nil {
-			return "", context.Cause(ctx)
-		}
-		return "", r.failed("unpack", base.ref, err)
-	}
-	return dir, nil
-}
-
-// child runs the executor and reads its answer.
-func (e *Engine) child(ctx context.Context, mode sandbox.Mode, lower, work, out string, order Order) (Outcome, error) {
-	var o Outcome
-	executor, err := filepath.Abs(e.o.Executor)
-	if err != nil {
-		return o, fmt.Errorf("kaniko: %w", err)
-	}
-	if st, err := os.Stat(executor); err != nil || !st.Mode().IsRegular() {
-		return o, fmt.Errorf("kaniko: the executor %s: %w", e.o.Executor, errors.Join(err, fs.ErrNotExist))
-	}
-	pr, pw, err := os.Pipe()
-	if err != nil {
-		return o, fmt.Errorf("kaniko: %w", err)
-	}
-	defer pw.Close()
-	spec := sandbox.Spec{
-		Mode: mode, Lower: []string{lower}, AsInit: true, KeepCapabilities: true,
-		Argv: []string{InsideExecutor, ChildCommand},
-		Env:  []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "DOCKER_CONFIG=/kaniko/none"},
-		Binds: []sandbox.Bind{
-			{Source: filepath.Join(work, "kaniko"), Target: insideDir},
-			{Source: executor, Target: InsideExecutor, ReadOnly: true},
-			{Source: filepath.Join(work, "context"), Target: InsideContext, ReadOnly: true},
-		},
-		ExtraFiles: []*os.File{pr}, Stdout: e.log, Stderr: e.log, Hostname: "build",
-	}
-	for _, f := range []string{"/etc/resolv.conf", "/etc/hosts"} {
-		if real, err := filepath.EvalSymlinks(f); err == nil {
-			spec.Binds = append(spec.Binds, sandbox.Bind{Source: real, Target: f, ReadOnly: true})
-		}
-	}
-	if spec.TmpfsBytes = memoryForChanges(); spec.TmpfsBytes == 0 {
-		spec.Upper = filepath.Join(work, "changes")
-		if err := os.Mkdir(spec.Upper, 0o755); err != nil {
-			pr.Close()
-			return o, fmt.Errorf("kaniko: %w", err)
-		}
-	}
-	p, err := sandbox.Start(ctx, spec)
-	pr.Close()
-	if err != nil {
-		return o, fmt.Errorf("kaniko: %w", err)
-	}
-	sent := json.NewEncoder(pw).Encode(order)
-	pw.Close()
-	err = p.Wait()
-	var exited *run.ExitError
-	if err != nil && !errors.As(err, &exited) {
-		return o, err
-	}
-	root, openErr := os.OpenRoot(out)
-	if openErr != nil {
-		return o, fmt.Errorf("kaniko: %w", openErr)
-	}
-	defer root.Close()
-	b, readErr := readFile(root, "outcome.json", 1<<20)
-	if readErr == nil {
-		readErr = json.Unmarshal(b, &o)
-	}
-	switch {
-	case readErr != nil && err != nil:
-		return o, fmt.Errorf("kaniko: the executor ended early: %w%s", err, tail(exited))
-	case readErr != nil:
-		return o, fmt.Errorf("kaniko: the executor's answer: %w", errors.Join(readErr, sent))
-	case o.Code != 0:
-		what := fmt.Sprintf("%s exited with code %d", o.Command, o.Code)
-		return o, &builder.InputError{What: what, Next: "read the command's output above and correct the Dockerfile"}
-	case o.Failure != "":
-		what := "the Dockerfile can't be built"
-		if o.Command != "" {
-			what = o.Command
-		}
-		return o, &builder.InputError{What: what, Next: "read the output above and correct the Dockerfile", Err: errors.New(o.Failure)}
-	case err != nil:
-		return o, fmt.Errorf("kaniko: %w%s", err, tail(exited))
-	}
-	return o, nil
-}
-
-func tail(e *run.ExitError) string {
-	if e == nil || e.Tail == "" {
-		return ""
-	}
-	return "\n" + e.Tail
-}
-
 // describe lists the layers for the table at the end of a log.
-func describe(res *Result, base v1.Image, layers []titled) error {
+func describe(res *Result, base v1.Image, layers []made) error {
 	below, err := base.Layers()
 	if err != nil {
 		return err
 	}
 	for _, l := range below {
+		layers = append([]made{{Layer: l, title: "base", reused: true}}, layers...)
+	}
+	for i, l := range layers {
+		if i < len(below) {
+			l.Layer = below[i]
+		}
 		digest, err := l.Digest()
 		if err != nil {
 			return err
@@ -505,11 +285,7 @@ func describe(res *Result, base v1.Image, layers []titled) error {
 		if err != nil {
 			return err
 		}
-		res.Layers = append(res.Layers, builder.Layer{Title: "base", Digest: digest.String(), Size: size, Reused: true})
-	}
-	for _, l := range layers {
-		i := l.Info()
-		res.Layers = append(res.Layers, builder.Layer{Title: l.title, Digest: i.Digest.String(), Size: i.Size})
+		res.Layers = append(res.Layers, builder.Layer{Title: l.title, Digest: digest.String(), Size: size, Reused: l.reused})
 	}
 	return nil
 }

@@ -4,13 +4,14 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,113 +20,56 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 )
 
-// titled is a new layer and the instruction that made it.
-type titled struct {
-	*layer.Layer
-	title string
-}
-
 // maxConfig bounds the configuration that comes out of the sandbox.
 const maxConfig = 4 << 20
 
-// assemble makes the image out of the base and what the executor left in out.
-// The folder was writable for every RUN: nothing in it is trusted to be what
-// it should be, and links in it lead nowhere. Times are set to 0, entries
-// sorted, and what is only as it was in the base is left out, so that equal
-// content gives an equal digest. The caller closes the layers.
-func assemble(base v1.Image, below *known, out, tmp string, o Outcome) (_ v1.Image, _ []titled, err error) {
-	root, err := os.OpenRoot(out)
+// made is a layer above the base.
+type made struct {
+	v1.Layer
+	title  string
+	reused bool // not made in this build
+}
+
+// image is base with layers on top and a configuration. Times are 0, so that
+// equal content gives an equal digest.
+func image(base v1.Image, layers []made, config v1.Config, above []v1.History) (v1.Image, error) {
+	old, err := base.ConfigFile()
 	if err != nil {
-		return nil, nil, err
-	}
-	defer root.Close()
-	raw, err := readFile(root, "config.json", maxConfig)
-	if err != nil {
-		return nil, nil, err
-	}
-	var config v1.ConfigFile
-	if err := json.Unmarshal(raw, &config); err != nil {
-		return nil, nil, fmt.Errorf("config.json: %w", err)
-	}
-	baseConfig, err := base.ConfigFile()
-	if err != nil {
-		return nil, nil, err
-	}
-	if o.Layers < 0 || len(config.RootFS.DiffIDs) != len(baseConfig.RootFS.DiffIDs)+o.Layers {
-		return nil, nil, fmt.Errorf("the executor reports %d layers, its configuration %d on a base of %d", o.Layers, len(config.RootFS.DiffIDs), len(baseConfig.RootFS.DiffIDs))
-	}
-	titles := layerTitles(&config, len(baseConfig.History))
-	var layers []titled
-	defer func() {
-		if err != nil {
-			closeAll(layers)
-		}
-	}()
-	var adds []mutate.Addendum
-	for i := range o.Layers {
-		l, err := normalise(root, fmt.Sprintf("%d.tar", i), tmp, below)
-		if err != nil {
-			return nil, layers, err
-		}
-		title := "layer"
-		if i < len(titles) {
-			title = titles[i]
-		}
-		layers = append(layers, titled{l, title})
-		adds = append(adds, mutate.Addendum{Layer: l, MediaType: types.OCILayer, History: v1.History{CreatedBy: title}})
+		return nil, err
 	}
 	// A mixture of Docker's and OCI's media types is refused by some registries.
-	manifestType, configType := types.OCIManifestSchema1, types.OCIConfigJSON
-	if mt, err := base.MediaType(); err == nil && mt == types.DockerManifestSchema2 && len(baseConfig.RootFS.DiffIDs) > 0 {
-		manifestType, configType = types.DockerManifestSchema2, types.DockerConfigJSON
-		for i := range adds {
-			adds[i].MediaType = types.DockerLayer
-		}
+	manifestType, configType, layerType := types.OCIManifestSchema1, types.OCIConfigJSON, types.OCILayer
+	if mt, err := base.MediaType(); err == nil && mt == types.DockerManifestSchema2 && len(old.RootFS.DiffIDs) > 0 {
+		manifestType, configType, layerType = types.DockerManifestSchema2, types.DockerConfigJSON, types.DockerLayer
 	}
-	img := mutate.ConfigMediaType(mutate.MediaType(base, manifestType), configType)
-	if img, err = mutate.Append(img, adds...); err != nil {
-		return nil, layers, err
+	var adds []mutate.Addendum
+	for _, l := range layers {
+		adds = append(adds, mutate.Addendum{Layer: l.Layer, MediaType: layerType})
+	}
+	img, err := mutate.Append(mutate.ConfigMediaType(mutate.MediaType(base, manifestType), configType), adds...)
+	if err != nil {
+		return nil, err
 	}
 	built, err := img.ConfigFile()
 	if err != nil {
-		return nil, layers, err
+		return nil, err
 	}
 	built = built.DeepCopy()
-	built.Config = config.Config
+	built.Config = config
 	// What a docker build leaves there is about the builder.
 	built.Config.Hostname, built.Config.Image, built.Config.ArgsEscaped = "", "", false
-	built.OS, built.Architecture = config.OS, config.Architecture
+	built.OS, built.Architecture = "linux", runtime.GOARCH
 	//lint:ignore SA1019 bases still carry it
 	built.Author, built.Container, built.DockerVersion = "", "", ""
 	built.Created = v1.Time{Time: time.Unix(0, 0).UTC()}
-	built.History = history(baseConfig, &config)
-	img, err = mutate.ConfigFile(img, built)
-	return img, layers, err
-}
-
-// history is the base's and then one entry per instruction, without times.
-func history(base, config *v1.ConfigFile) []v1.History {
-	all := slices.Clone(base.History)
-	for _, h := range config.History[min(len(base.History), len(config.History)):] {
-		all = append(all, v1.History{Created: v1.Time{Time: time.Unix(0, 0).UTC()}, CreatedBy: h.CreatedBy, EmptyLayer: h.EmptyLayer})
-	}
-	return all
-}
-
-// layerTitles are the instructions that made the new layers.
-func layerTitles(config *v1.ConfigFile, base int) []string {
-	var titles []string
-	for _, h := range config.History[min(base, len(config.History)):] {
-		if !h.EmptyLayer {
-			titles = append(titles, h.CreatedBy)
-		}
-	}
-	return titles
+	built.History = append(slices.Clone(old.History), above...)
+	return mutate.ConfigFile(img, built)
 }
 
 // tarEntry is where an entry's body is in the executor's tar file.
@@ -134,8 +78,10 @@ type tarEntry struct {
 	offset int64
 }
 
-// normalise writes the executor's layer once more: sorted, without times and
-// names of owners, hard links after what they link to.
+// normalise writes a layer of the executor once more: sorted, without times
+// and names of owners, hard links after what they link to, and without what is
+// only as it was below. It returns nil when nothing is left. The folder was
+// writable for every RUN: nothing in it is trusted to be what it should be.
 func normalise(root *os.Root, name, tmp string, below *known) (*layer.Layer, error) {
 	f, err := openRegular(root, name)
 	if err != nil {
@@ -146,7 +92,9 @@ func normalise(root *os.Root, name, tmp string, below *known) (*layer.Layer, err
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	entries = below.drop(entries, f)
+	if entries = below.drop(entries, f); len(entries) == 0 {
+		return nil, nil
+	}
 	w, err := layer.NewWriter(tmp, layer.Gzip)
 	if err != nil {
 		return nil, err
@@ -203,12 +151,74 @@ func readIndex(f *os.File) ([]tarEntry, error) {
 // and the targets of links into a layer although they did not change, and in a
 // user namespace with the builder as their owner.
 type known struct {
-	root   *os.Root        // the base's files
-	owners bool            // whether lower shows the base's owners
+	trees  []*tree         // top first
+	roots  []*os.Root      // theirs
+	owners bool            // whether the trees show the owners
 	now    map[string]bool // paths that a new layer has written or removed; true for folders
 }
 
-// drop returns the entries that say something new.
+func newKnown(trees []*tree, owners bool) (*known, error) {
+	k := &known{trees: trees, owners: owners, now: map[string]bool{}}
+	for _, t := range trees {
+		r, err := os.OpenRoot(t.dir)
+		if err != nil {
+			k.close()
+			return nil, err
+		}
+		k.roots = append(k.roots, r)
+	}
+	return k, nil
+}
+
+func (k *known) close() {
+	for _, r := range k.roots {
+		r.Close()
+	}
+}
+
+// find is the tree that shows name, or -1.
+func (k *known) find(name string) (int, fs.FileInfo) {
+	for i, r := range k.roots {
+		st, err := r.Lstat(name)
+		if err == nil {
+			if whiteout(st) {
+				return -1, nil
+			}
+			return i, st
+		}
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			st, err := r.Lstat(dir)
+			if err != nil {
+				continue
+			}
+			// Something else stands there, or hides what is below.
+			if !st.IsDir() || opaque(filepath.Join(k.trees[i].dir, dir), k.owners) {
+				return -1, nil
+			}
+			break
+		}
+	}
+	return -1, nil
+}
+
+// whiteout says whether st is overlay's mark of a removed file.
+func whiteout(st fs.FileInfo) bool {
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	return ok && st.Mode()&fs.ModeCharDevice != 0 && sys.Rdev == 0
+}
+
+func opaque(dir string, owners bool) bool {
+	attr := "user.overlay.opaque"
+	if owners {
+		attr = "trusted.overlay.opaque"
+	}
+	b := make([]byte, 1)
+	n, err := unix.Lgetxattr(dir, attr, b)
+	return err == nil && n == 1 && b[0] == 'y'
+}
+
+// drop returns the entries that say something new, and the folders that they
+// are in: those would else be made anew, without their mode.
 func (k *known) drop(entries []tarEntry, f io.ReaderAt) []tarEntry {
 	linked := map[string]bool{}
 	for _, e := range entries {
@@ -216,14 +226,32 @@ func (k *known) drop(entries []tarEntry, f io.ReaderAt) []tarEntry {
 			linked[clean(e.h.Linkname)] = true
 		}
 	}
-	var kept []tarEntry
+	fresh, keep := map[string]bool{}, map[string]bool{}
 	for _, e := range entries {
-		if name := clean(e.h.Name); linked[name] || k.changed(name) || !k.same(name, e, f) {
-			kept = append(kept, e)
+		name := clean(e.h.Name)
+		at, st := k.find(name)
+		if at >= 0 && !k.changed(name) {
+			// The namespace shows its own user as the owner of everything.
+			if o, ok := k.trees[at].foreign[name]; ok {
+				e.h.Uid, e.h.Gid = o[0], o[1]
+			}
+		}
+		if linked[name] || k.changed(name) || at < 0 || !k.same(at, st, name, e, f) {
+			fresh[name] = true
+			for ; name != "."; name = path.Dir(name) {
+				keep[name] = true
+			}
 		}
 	}
-	for _, e := range kept {
+	var kept []tarEntry
+	for _, e := range entries {
 		name := clean(e.h.Name)
+		if !keep[name] {
+			continue
+		}
+		if kept = append(kept, e); !fresh[name] {
+			continue
+		}
 		if dir, file := path.Split(name); strings.HasPrefix(file, ".wh.") {
 			name = path.Join(dir, strings.TrimPrefix(file, ".wh."))
 		}
@@ -232,9 +260,9 @@ func (k *known) drop(entries []tarEntry, f io.ReaderAt) []tarEntry {
 	return kept
 }
 
-// changed says whether a new layer has had a word on name: then the base's
-// file is no longer what is there. A folder that was written again still shows
-// what is in it.
+// changed says whether a new layer has had a word on name: then what is below
+// is no longer what is there. A folder that was written again still shows what
+// is in it.
 func (k *known) changed(name string) bool {
 	if _, ok := k.now[name]; ok {
 		return true
@@ -247,10 +275,9 @@ func (k *known) changed(name string) bool {
 	return false
 }
 
-// same says whether the base has exactly this.
-func (k *known) same(name string, e tarEntry, f io.ReaderAt) bool {
-	st, err := k.root.Lstat(name)
-	if err != nil || st.Mode() != e.h.FileInfo().Mode() && st.Mode().Type() != fs.ModeSymlink || st.Mode().Type() != e.h.FileInfo().Mode().Type() {
+// same says whether the tree has exactly this.
+func (k *known) same(at int, st fs.FileInfo, name string, e tarEntry, f io.ReaderAt) bool {
+	if st.Mode().Type() != e.h.FileInfo().Mode().Type() || st.Mode() != e.h.FileInfo().Mode() && st.Mode().Type() != fs.ModeSymlink {
 		return false
 	}
 	if sys, ok := st.Sys().(*syscall.Stat_t); k.owners && (!ok || int(sys.Uid) != e.h.Uid || int(sys.Gid) != e.h.Gid) {
@@ -260,12 +287,12 @@ func (k *known) same(name string, e tarEntry, f io.ReaderAt) bool {
 	case st.IsDir():
 		return true
 	case st.Mode().Type() == fs.ModeSymlink:
-		to, err := k.root.Readlink(name)
+		to, err := k.roots[at].Readlink(name)
 		return err == nil && to == e.h.Linkname
 	case !st.Mode().IsRegular() || st.Size() != e.h.Size:
 		return false
 	}
-	old, err := k.root.Open(name)
+	old, err := k.roots[at].Open(name)
 	if err != nil {
 		return false
 	}
@@ -340,10 +367,4 @@ func openRegular(root *os.Root, name string) (*os.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
 	}
 	return root.Open(name)
-}
-
-func closeAll(layers []titled) {
-	for _, l := range layers {
-		l.Close()
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -92,7 +93,7 @@ type lab struct {
 	mode     sandbox.Mode
 	executor string
 	cacheDir string
-	log      *bytes.Buffer
+	log      *safeBuffer
 	requests *requestLog
 }
 
@@ -118,6 +119,12 @@ func (l *requestLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l.next.ServeHTTP(w, r)
 }
 
+func (l *requestLog) set(refuse func(r *http.Request) int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refuse = refuse
+}
+
 func newRegistry(t *testing.T) (host string, l *requestLog) {
 	t.Helper()
 	l = &requestLog{next: ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))}
@@ -128,7 +135,7 @@ func newRegistry(t *testing.T) (host string, l *requestLog) {
 
 func newLab(t *testing.T, mode sandbox.Mode) *lab {
 	t.Helper()
-	l := &lab{t: t, mode: mode, executor: executorPath(t), cacheDir: t.TempDir(), log: &bytes.Buffer{}}
+	l := &lab{t: t, mode: mode, executor: executorPath(t), cacheDir: t.TempDir(), log: &safeBuffer{}}
 	p, err := sandbox.Start(t.Context(), sandbox.Spec{Mode: mode, Lower: []string{t.TempDir()}, Binds: []sandbox.Bind{{Source: l.executor, Target: "/x"}}, Argv: []string{"/x", "--help"}})
 	if errors.Is(err, sandbox.ErrForbidden) || errors.Is(err, sandbox.ErrNoOverlay) {
 		t.Skipf("not possible on this machine: %v", err)
@@ -156,8 +163,34 @@ func newLab(t *testing.T, mode sandbox.Mode) *lab {
 	return l
 }
 
-func (l *lab) engine() *kaniko.Engine {
-	return kaniko.New(kaniko.Options{Executor: l.executor, CacheDir: l.cacheDir, Log: l.log, Mode: l.mode, Attempts: 1, Delay: time.Millisecond})
+func (l *lab) options() kaniko.Options {
+	return kaniko.Options{Executor: l.executor, CacheDir: l.cacheDir, Log: l.log, Mode: l.mode, Attempts: 1, Delay: time.Millisecond}
+}
+
+func (l *lab) engine() *kaniko.Engine { return kaniko.New(l.options()) }
+
+// safeBuffer is a log that a test may read while something writes.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func (b *safeBuffer) Reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.b.Reset()
 }
 
 func (l *lab) build(key, dockerfile string, files fstest.MapFS) (builder.Image, error) {
@@ -228,14 +261,23 @@ func newFiles(t *testing.T, img v1.Image, below int) map[string]*tar.Header {
 // tools are programs of this machine that make a base image which can RUN.
 var tools = []string{"dash", "cat", "ls", "id", "mkdir", "touch", "ln", "rm", "env", "chmod", "chown", "stat", "tr", "sleep", "mkfifo"}
 
+// xattrTool is in the base where this machine has it.
+const xattrTool = "setfattr"
+
 // baseImage packs this machine's shell and a few tools, with the libraries
 // that they need.
 func baseImage(t *testing.T) v1.Image {
 	t.Helper()
+	if theBase != nil {
+		return theBase
+	}
 	files := map[string]string{} // in the image → here
 	library := regexp.MustCompile(`(/\S+) \(0x`)
-	for _, tool := range tools {
+	for _, tool := range append([]string{xattrTool}, tools...) {
 		p, err := exec.LookPath(tool)
+		if err != nil && tool == xattrTool {
+			continue
+		}
 		if err != nil {
 			t.Skipf("needs %s on this machine to make a base image", tool)
 		}
@@ -285,6 +327,7 @@ func baseImage(t *testing.T) v1.Image {
 	}
 	put(tar.Header{Typeflag: tar.TypeSymlink, Name: "usr/bin/sh", Linkname: "dash", Mode: 0o777}, nil)
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/root:/bin/sh\nnonroot:x:65532:65532::/home:/bin/sh\n"))
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nnonroot:x:65532:\n"))
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/doomed", Mode: 0o644}, []byte("x"))
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/shadow", Mode: 0o600}, []byte("secret of the base"))
 	if err := w.Close(); err != nil {
@@ -302,8 +345,12 @@ func baseImage(t *testing.T) v1.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
+	theBase = img
 	return img
 }
+
+// theBase is made once: no test changes it.
+var theBase v1.Image
 
 var modes = []sandbox.Mode{sandbox.Root, sandbox.UserNS}
 
@@ -320,3 +367,6 @@ func each(t *testing.T, f func(t *testing.T, l *lab)) {
 }
 
 func text(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s), Mode: 0o644} }
+
+func octal(n int64) string { return strconv.FormatInt(n, 8) }
+func decimal(n int) string { return strconv.Itoa(n) }

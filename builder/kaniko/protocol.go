@@ -16,7 +16,9 @@ const (
 	// Guard is a file with the order's nonce: the executor unpacks over / and
 	// must never run where it is missing.
 	Guard = insideDir + "/guard"
-	// Out receives what was built: config.json, 0.tar, 1.tar, …, outcome.json.
+	// FromDir has a folder for each COPY --from.
+	FromDir = insideDir + "/from"
+	// Out receives what was made: layers and outcome.json.
 	Out = insideDir + "/out"
 	// ChildCommand, as the only argument, tells the executor that it is inside.
 	ChildCommand = "in-sandbox"
@@ -29,24 +31,36 @@ const (
 type Order struct {
 	Nonce      string
 	Dockerfile []byte
-	Args       []string // KEY=value
-	Target     string
-	// Manifest and Config are those of the base; nil for scratch. Its files
-	// are the root already.
-	Manifest, Config []byte
-	// Platform is os/arch.
-	Platform string
+	// Chain are the stages to carry out, by number: the one that is built and
+	// before it those that it stands on. Skip of their instructions have their
+	// layers already: they only set what later ones see.
+	Chain []int
+	Skip  int
+	Name  string // of the stage, for people
+	// Args are given from outside, Meta declared before the first FROM.
+	Args, Meta map[string]string
+	// Config is a [v1.Config], that of the base image. Its files are the root
+	// already.
+	Config json.RawMessage
+	// From are the folders below FromDir with the files of a COPY --from, by
+	// its place in Chain's instructions.
+	From map[int]int
+	// Rootless: there is one user and one group only.
+	Rootless bool
 }
 
 // Outcome is what the executor answers, in Out/outcome.json.
 type Outcome struct {
-	// Layers is how many layers were added to the base.
-	Layers int
-	// Failure is empty when the image was built.
+	Config json.RawMessage
+	// Layers are the instructions, by their place, that made a layer each:
+	// <place>.tar.
+	Layers []int
+	// Failure is empty when all was carried out.
 	Failure string
-	// Command is the instruction that failed, and Code its exit code, when a
-	// command ended otherwise than with 0.
+	// Command is the instruction that failed, Line where it stands, and Code
+	// its exit code, when a command ended otherwise than with 0.
 	Command string
+	Line    int
 	Code    int
 }
 

@@ -14,7 +14,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
@@ -52,20 +51,17 @@ func (r *registry) options(ctx context.Context) []remote.Option {
 	}
 }
 
-// base resolves FROM; "scratch" is the empty image.
-func (r *registry) base(ctx context.Context, ref string) (v1.Image, error) {
-	if ref == "scratch" {
-		return empty.Image, nil
-	}
+// base resolves an image that a Dockerfile names after verb.
+func (r *registry) base(ctx context.Context, verb, ref string) (v1.Image, error) {
 	parsed, err := parseReference(ref, r.o.Insecure)
 	if err != nil {
-		return nil, &builder.InputError{What: "FROM " + ref, Next: "write an image's name", Err: err}
+		return nil, &builder.InputError{What: verb + ref, Next: "write an image's name", Err: err}
 	}
 	img, err := remote.Image(parsed, r.options(ctx)...)
 	if err != nil {
 		var t *transport.Error
 		if errors.As(err, &t) && t.StatusCode == http.StatusNotFound {
-			return nil, &builder.InputError{What: "FROM " + ref + ": the registry has no such image", Next: "check name and tag or digest", Err: err}
+			return nil, &builder.InputError{What: verb + ref + ": the registry has no such image", Next: "check name and tag or digest", Err: err}
 		}
 		return nil, r.failed("pull", ref, err)
 	}
@@ -119,6 +115,8 @@ func (r *registry) failed(op, ref string, err error) error {
 	var n net.Error
 	var u *url.Error
 	switch {
+	case errors.As(err, &t) && (t.StatusCode == http.StatusUnauthorized || t.StatusCode == http.StatusForbidden):
+		return fmt.Errorf("kaniko: %s %s: %w: %w", op, ref, builder.ErrDenied, err)
 	case errors.As(err, &t) && t.StatusCode < 500 && t.StatusCode != http.StatusTooManyRequests && t.StatusCode != http.StatusRequestTimeout:
 	case errors.As(err, &t), errors.As(err, &n), errors.As(err, &u), errors.Is(err, io.ErrUnexpectedEOF):
 		return &builder.Unavailable{Op: op + " " + ref, Host: host, Attempts: r.o.Attempts, Err: err}

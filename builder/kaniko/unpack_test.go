@@ -20,10 +20,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
-// image makes an image of layers.
-func image(t *testing.T, layers ...[]tar.Header) v1.Image {
+// testImage makes an image of layers.
+func testImage(t *testing.T, layers ...[]tar.Header) v1.Image {
 	t.Helper()
 	img := v1.Image(empty.Image)
 	for _, headers := range layers {
@@ -79,7 +80,7 @@ func hard(name, to string) tar.Header {
 }
 
 func TestUnpack(t *testing.T) {
-	img := image(t,
+	img := testImage(t,
 		[]tar.Header{
 			folder("a/", 0o755), file("a/old", "1"), file("a/gone", "1"), folder("opq/", 0o755), file("opq/below", "1"), file("opq/sub/x", "1"),
 			folder("locked/", 0o555), file("locked/f", "1"), file("becomes-dir", "1"), folder("becomes-file/", 0o755), file("becomes-file/x", "1"),
@@ -91,17 +92,20 @@ func TestUnpack(t *testing.T) {
 			folder("becomes-dir/", 0o700), file("becomes-dir/x", "2"), file("becomes-file", "2"), hard("linked", "target"), file("lib/so", "2"),
 			file("./odd//name", "2"), file(".wh.nothing", ""), link("abs", "/etc/passwd"),
 		})
-	dir := filepath.Join(t.TempDir(), "x", "base")
-	if err := unpack(t.Context(), img, dir, false); err != nil {
-		t.Fatal(err)
+	s := &store{dir: filepath.Join(t.TempDir(), "x")}
+	t.Cleanup(func() { removeTree(s.dir) })
+	tr, kept, err := s.tree(t.Context(), "base", sandbox.UserNS, false, img.Layers)
+	if err != nil || kept {
+		t.Fatal(kept, err)
 	}
-	t.Cleanup(func() { removeTree(dir) })
+	defer tr.close()
+	dir := tr.dir
 	want := map[string]string{
 		"a/old": "2", "opq/above": "2", "locked/f": "1", "locked/g": "2", "becomes-dir/x": "2", "becomes-file": "2", "target": "hard", "linked": "hard",
 		"usr/lib/so": "2", "odd/name": "2", "su": "s",
 	}
 	got := map[string]string{}
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			rel, _ := filepath.Rel(dir, p)
 			b, err := os.ReadFile(p)
@@ -131,13 +135,14 @@ func TestUnpack(t *testing.T) {
 		t.Errorf("su has mode %v", st.Mode())
 	}
 	left, _ := os.ReadDir(filepath.Dir(dir))
-	if len(left) != 1 {
+	if len(left) != 3 { // it, its lock and its owners
 		t.Errorf("left beside it: %v", left)
 	}
-	// Another process was faster.
-	if err := unpack(t.Context(), img, dir, false); err != nil {
-		t.Errorf("again: %v", err)
+	again, kept, err := s.tree(t.Context(), "base", sandbox.UserNS, false, nil)
+	if err != nil || !kept {
+		t.Fatalf("again: %v, %v", kept, err)
 	}
+	again.close()
 }
 
 // An image can't write outside of its folder, and a failure leaves nothing.
@@ -160,12 +165,13 @@ func TestUnpackHostile(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(victim, "file"), []byte("mine"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			err := unpack(t.Context(), image(t, layer), filepath.Join(top, "base"), false)
-			if err == nil {
+			s := &store{dir: filepath.Join(top, "s")}
+			if tr, _, err := s.tree(t.Context(), "base", sandbox.UserNS, false, testImage(t, layer).Layers); err == nil {
+				tr.close()
 				t.Error("accepted")
 			}
-			left, _ := os.ReadDir(top)
-			if len(left) != 1 {
+			left, _ := os.ReadDir(filepath.Join(top, "s", "tree"))
+			if len(left) != 1 { // the lock
 				t.Errorf("left: %v", left)
 			}
 			if b, _ := os.ReadFile(filepath.Join(victim, "file")); string(b) != "mine" {
@@ -174,10 +180,13 @@ func TestUnpackHostile(t *testing.T) {
 		})
 	}
 	// Names with dots are taken as below the root, as by every tar program.
-	dir := filepath.Join(t.TempDir(), "base")
-	if err := unpack(t.Context(), image(t, []tar.Header{file("../../etc/x", "x"), file("/abs", "y")}), dir, false); err != nil {
+	s := &store{dir: t.TempDir()}
+	tr, _, err := s.tree(t.Context(), "base", sandbox.UserNS, false, testImage(t, []tar.Header{file("../../etc/x", "x"), file("/abs", "y")}).Layers)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer tr.close()
+	dir := tr.dir
 	for _, f := range []string{"etc/x", "abs"} {
 		if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
 			t.Error(err)
@@ -186,36 +195,29 @@ func TestUnpackHostile(t *testing.T) {
 }
 
 // What comes out of the sandbox is not trusted.
-func TestAssembleHostile(t *testing.T) {
+func TestHostileLayers(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("{}"), 0o644); err != nil {
+	if err := os.WriteFile(secret, archive(t, []tar.Header{file("a", "of the host")}), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	config := `{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:` + strings.Repeat("0", 64) + `"]}}`
-	tests := map[string]func(out string) error{
-		"config is a link": func(out string) error { return os.Symlink(secret, filepath.Join(out, "config.json")) },
-		"layer is a link": func(out string) error {
-			return errors.Join(os.WriteFile(filepath.Join(out, "config.json"), []byte(config), 0o644), os.Symlink(secret, filepath.Join(out, "0.tar")))
-		},
-		"layer is a folder": func(out string) error {
-			return errors.Join(os.WriteFile(filepath.Join(out, "config.json"), []byte(config), 0o644), os.Mkdir(filepath.Join(out, "0.tar"), 0o755))
-		},
-		"layer is missing": func(out string) error { return os.WriteFile(filepath.Join(out, "config.json"), []byte(config), 0o644) },
-		"another number of layers": func(out string) error {
-			return os.WriteFile(filepath.Join(out, "config.json"), []byte(strings.Replace(config, "diff_ids", "none", 1)), 0o644)
-		},
-		"no json": func(out string) error { return os.WriteFile(filepath.Join(out, "config.json"), []byte("{"), 0o644) },
-		"config too long": func(out string) error {
-			return os.WriteFile(filepath.Join(out, "config.json"), bytes.Repeat([]byte(" "), maxConfig+2), 0o644)
-		},
-	}
-	for name, prepare := range tests {
+	for name, prepare := range map[string]func(out string) error{
+		"link":    func(out string) error { return os.Symlink(secret, filepath.Join(out, "0.tar")) },
+		"folder":  func(out string) error { return os.Mkdir(filepath.Join(out, "0.tar"), 0o755) },
+		"pipe":    func(out string) error { return syscall.Mkfifo(filepath.Join(out, "0.tar"), 0o644) },
+		"missing": func(string) error { return nil },
+		"no tar":  func(out string) error { return os.WriteFile(filepath.Join(out, "0.tar"), []byte("{"), 0o644) },
+	} {
 		t.Run(name, func(t *testing.T) {
 			out := t.TempDir()
 			if err := prepare(out); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := assemble(empty.Image, nothing(t), out, "", Outcome{Layers: 1}); err == nil {
+			root, err := os.OpenRoot(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer root.Close()
+			if _, err := normalise(root, "0.tar", "", nothing(t)); err == nil {
 				t.Error("accepted")
 			}
 		})
@@ -224,12 +226,12 @@ func TestAssembleHostile(t *testing.T) {
 
 func nothing(t *testing.T) *known {
 	t.Helper()
-	root, err := os.OpenRoot(t.TempDir())
+	k, err := newKnown([]*tree{{dir: t.TempDir()}}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { root.Close() })
-	return &known{root: root, now: map[string]bool{}}
+	t.Cleanup(k.close)
+	return k
 }
 
 // What a layer repeats from the base is left out, unless a layer in between
@@ -237,8 +239,8 @@ func nothing(t *testing.T) *known {
 func TestDropsWhatTheBaseHas(t *testing.T) {
 	k := nothing(t)
 	if err := errors.Join(
-		k.root.Mkdir("etc", 0o755), k.root.WriteFile("etc/shadow", []byte("same"), 0o600), k.root.WriteFile("etc/conf", []byte("old!"), 0o644),
-		k.root.Symlink("conf", "etc/link"), k.root.Chmod("etc", 0o755),
+		k.roots[0].Mkdir("etc", 0o755), k.roots[0].WriteFile("etc/shadow", []byte("same"), 0o600), k.roots[0].WriteFile("etc/conf", []byte("old!"), 0o644),
+		k.roots[0].Symlink("conf", "etc/link"), k.roots[0].Chmod("etc", 0o755),
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -256,6 +258,9 @@ func TestDropsWhatTheBaseHas(t *testing.T) {
 		l, err := normalise(root, "0.tar", "", k)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if l == nil {
+			return nil
 		}
 		defer l.Close()
 		r, err := l.Uncompressed()
@@ -307,7 +312,11 @@ func TestCopyContext(t *testing.T) {
 		".dockerignore": {Data: []byte("*.pem\n**/*.pem\nlogs\n")},
 	}
 	dir := t.TempDir()
-	all, err := copyContext(dir, files, nil)
+	sum := func(dir string, fsys fs.FS, paths []string) (string, error) {
+		found, err := copyContext(dir, fsys, paths, "Dockerfile")
+		return found.sum(nil, true), err
+	}
+	all, err := sum(dir, files, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,7 +333,7 @@ func TestCopyContext(t *testing.T) {
 			t.Errorf("%s was copied in spite of .dockerignore", name)
 		}
 	}
-	same, err := copyContext(t.TempDir(), files, []string{"dir/link", "dir/b", "run", "a", ".dockerignore"})
+	same, err := sum(t.TempDir(), files, []string{"dir/link", "dir/b", "run", "a", ".dockerignore"})
 	if err != nil || same != all {
 		t.Errorf("the same files by list: %v %v", same == all, err)
 	}
@@ -340,11 +349,11 @@ func TestCopyContext(t *testing.T) {
 			m[k] = v
 		}
 		change(m)
-		if h, err := copyContext(t.TempDir(), m, nil); err != nil || h == all {
+		if h, err := sum(t.TempDir(), m, nil); err != nil || h == all {
 			t.Errorf("another %s: hash differs %v, %v", what, h != all, err)
 		}
 	}
-	_, err = copyContext(t.TempDir(), fstest.MapFS{"pipe": {Mode: fs.ModeNamedPipe}}, nil)
+	_, err = sum(t.TempDir(), fstest.MapFS{"pipe": {Mode: fs.ModeNamedPipe}}, nil)
 	var input *builder.InputError
 	if !errors.As(err, &input) || !strings.Contains(err.Error(), "pipe") {
 		t.Errorf("a pipe: %v", err)
@@ -357,32 +366,33 @@ type rawLayer struct {
 	b []byte
 }
 
+func (l rawLayer) DiffID() (v1.Hash, error) {
+	h, _, err := v1.SHA256(bytes.NewReader(l.b))
+	return h, err
+}
+
 func (l rawLayer) Uncompressed() (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(l.b)), nil
 }
-
-type rawImage struct {
-	v1.Image
-	layers []v1.Layer
-}
-
-func (i rawImage) Layers() ([]v1.Layer, error) { return i.layers, nil }
 
 // No archive writes outside of its folder, or makes us fail in another way
 // than with an error.
 func FuzzUnpack(f *testing.F) {
 	t := &testing.T{}
-	f.Add(archive(t, []tar.Header{folder("a/", 0o500), file("a/f", "1"), link("l", "../.."), hard("h", "a/f"), file("a/.wh.f", "")}))
-	f.Add(archive(t, []tar.Header{link("l", "../victim"), file("l/x", "1"), file("l/.wh..wh..opq", "")}))
-	f.Add([]byte("not a tar"))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Add(archive(t, []tar.Header{folder("a/", 0o500), file("a/f", "1"), link("l", "../.."), hard("h", "a/f"), file("a/.wh.f", "")}), false)
+	f.Add(archive(t, []tar.Header{link("l", "../victim"), file("l/x", "1"), file("l/.wh..wh..opq", "")}), true)
+	f.Add([]byte("not a tar"), true)
+	f.Fuzz(func(t *testing.T, b []byte, overlay bool) {
 		top := t.TempDir()
 		victim := filepath.Join(top, "victim")
 		if err := errors.Join(os.Mkdir(victim, 0o755), os.WriteFile(filepath.Join(victim, "file"), []byte("mine"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 		dir := filepath.Join(top, "base")
-		err := unpack(t.Context(), rawImage{empty.Image, []v1.Layer{rawLayer{nil, b}}}, dir, false)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_, err := unpack(t.Context(), []v1.Layer{rawLayer{nil, b}}, dir, false, overlay)
 		_ = removeTree(dir)
 		left, _ := os.ReadDir(top)
 		inside, _ := os.ReadDir(victim)
@@ -408,7 +418,7 @@ func FuzzNormalise(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer root.Close()
-		if l, err := normalise(root, "0.tar", "", nothing(t)); err == nil {
+		if l, err := normalise(root, "0.tar", "", nothing(t)); err == nil && l != nil {
 			l.Close()
 		}
 	})

@@ -20,7 +20,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/urfave/cli/v2"
 
 	"github.com/kuroko-faas/kuroko/builder"
@@ -55,9 +54,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			&cli.StringSliceFlag{Name: "build-arg", Usage: "KEY=value, or KEY for the environment's value; may be repeated"},
 			&cli.StringFlag{Name: "target", Usage: "name of the stage to build"},
 			&cli.StringFlag{Name: "digest-file", Usage: "write the image's digest to this file"},
-			&cli.StringFlag{Name: "cache-repo", Usage: "repository that keeps built images, so that an equal build is only looked up"},
+			&cli.StringFlag{Name: "cache-repo", Usage: "repository that keeps what instructions made, so that equal ones are only looked up; written by jobs of protected refs alone"},
 			&cli.StringSliceFlag{Name: "insecure-registry", Usage: "HOST:PORT to reach over plain HTTP; may be repeated"},
-			&cli.StringFlag{Name: "cache-dir", Usage: "folder that keeps unpacked base images"},
+			&cli.StringFlag{Name: "cache-dir", Usage: "folder that keeps unpacked images and what instructions made"},
 		},
 		Action: func(c *cli.Context) error { return runBuild(c, getenv, stdout, stderr) },
 	}
@@ -98,7 +97,17 @@ func runBuild(c *cli.Context, getenv func(string) string, stdout, stderr io.Writ
 		Executor: self, Keychain: keychain(getenv), Insecure: c.StringSlice("insecure-registry"),
 		CacheDir: c.String("cache-dir"), Log: stderr,
 	})
-	res, err := e.BuildTo(c.Context, src, cache, dest)
+	if cache != nil {
+		src.Cache.Read = []name.Repository{*cache}
+		// What later builds of protected refs find there must not come from
+		// anywhere else. Outside of a job, whoever may push may write.
+		if getenv("CI_COMMIT_REF_PROTECTED") == "true" || getenv("GITLAB_CI") == "" {
+			src.Cache.Write = cache
+		} else {
+			fmt.Fprintf(stderr, "%s is only read: this job's ref is not protected\n", cache)
+		}
+	}
+	res, err := e.BuildTo(c.Context, src, dest)
 	if err != nil {
 		return designed(err)
 	}
@@ -207,7 +216,6 @@ func (k jobKeychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
 func designed(err error) error {
 	var input *builder.InputError
 	var away *builder.Unavailable
-	var refused *transport.Error
 	switch {
 	case errors.Is(err, sandbox.ErrForbidden), errors.Is(err, sandbox.ErrNoOverlay):
 		return &usererr.Error{Code: usererr.CodeUnable, Err: err,
@@ -216,7 +224,7 @@ func designed(err error) error {
 		return &usererr.Error{Code: usererr.CodeBuildInput, Err: err, Next: input.Next}
 	case errors.As(err, &away):
 		return &usererr.Error{Code: usererr.CodeRegistryUnavailable, Err: err}
-	case errors.As(err, &refused):
+	case errors.Is(err, builder.ErrDenied):
 		return &usererr.Error{Code: usererr.CodeRegistryDenied, Err: err}
 	}
 	return err
