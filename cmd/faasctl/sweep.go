@@ -31,8 +31,8 @@ func clusterFlags(more ...cli.Flag) []cli.Flag {
 	}, more...)
 }
 
-// cluster opens the cluster that the flags name.
-func cluster(c *cli.Context, getenv func(string) string, cfg knative.Config) (*knative.Target, error) {
+// openCluster opens the cluster that the flags name.
+func openCluster(c *cli.Context, getenv func(string) string, cfg knative.Config) (*knative.Target, error) {
 	bad := func(err error, next string) error {
 		return &usererr.Error{Code: usererr.CodeEnvironment, Class: usererr.Config, What: "open the cluster", Err: err, Next: next}
 	}
@@ -90,7 +90,7 @@ func sweep(c *cli.Context, getenv func(string) string) error {
 			return cliapp.Usagef("--%s is for --watch", name)
 		}
 	}
-	t, err := cluster(c, getenv, knative.Config{Namespaces: c.StringSlice("namespace")})
+	t, err := openCluster(c, getenv, knative.Config{Namespaces: c.StringSlice("namespace")})
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,22 @@ func Rights() []Right {
 	}
 }
 
+// SweepRights are what the watchdog needs in a scope's namespace: it brings
+// back and removes, and makes no records.
+func SweepRights() []Right {
+	var all []Right
+	for _, r := range Rights() {
+		switch {
+		case r.Resource == "secrets", r.Resource == "resourcequotas":
+			continue
+		case r.Resource == "configmaps", r.Resource == "leases":
+			r.Verbs = slices.DeleteFunc(slices.Clone(r.Verbs), func(v string) bool { return v == "create" })
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
 // name is how kubectl writes the resource.
 func (r Right) name() string {
 	n := r.Resource
