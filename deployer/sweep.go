@@ -46,7 +46,7 @@ type SweepOptions struct {
 // Sweeper looks, so one Sweeper is kept between passes. It is safe for
 // concurrent use with different scopes.
 type Sweeper struct {
-	target Lister
+	target Target
 	o      SweepOptions
 
 	mu   sync.Mutex
@@ -60,7 +60,7 @@ type sighting struct {
 }
 
 // NewSweeper returns a Sweeper of t.
-func NewSweeper(t Lister, o SweepOptions) *Sweeper {
+func NewSweeper(t Target, o SweepOptions) *Sweeper {
 	o.Options = o.withDefaults()
 	o.Leftover = cmp.Or(o.Leftover, time.Hour)
 	o.Grace = cmp.Or(o.Grace, 72*time.Hour)
@@ -77,6 +77,26 @@ type Swept struct {
 	Waits string `json:"waits,omitempty"`
 	// Notes are what a person should look at; nothing is done about them.
 	Notes []string `json:"notes,omitempty"`
+}
+
+// Sweep sweeps one scope once. A run that is writing is watched for as long
+// as it might be dead.
+func Sweep(ctx context.Context, t Target, scope Scope, o SweepOptions) (Swept, error) {
+	s := NewSweeper(t, o)
+	start := time.Now()
+	for {
+		h, err := t.Head(ctx, scope)
+		if err != nil || h.Version == "" {
+			return Swept{Scope: scope}, err
+		}
+		sw, err := s.Sweep(ctx, Recorded{scope, h}, nil)
+		if err != nil || sw.Waits == "" || h.Holder == "" || time.Since(start) > 2*max(h.LeaseFor, s.o.Lease.For) {
+			return sw, err
+		}
+		if err := sleep(ctx, s.o.Lease.Poll); err != nil {
+			return sw, err
+		}
+	}
 }
 
 // Due looks at rec without any request and reports whether its open rollout

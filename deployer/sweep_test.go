@@ -28,7 +28,7 @@ func guardedEvery(t *testing.T, c deployer.Lister, d, every time.Duration, o dep
 	var mu sync.Mutex
 	var done []string
 	o.Holder = "watchdog"
-	deployer.NewSweeper(c, o).Watch(ctx, deployer.WatchOptions{Every: every, Report: func(s deployer.Swept, err error) {
+	deployer.NewSweeper(c, o).Watch(ctx, c, deployer.WatchOptions{Every: every, Report: func(s deployer.Swept, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if err != nil {

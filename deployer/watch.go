@@ -29,10 +29,10 @@ type WatchOptions struct {
 	Looked func()
 }
 
-// Watch sweeps all the target's scopes until ctx ends, and returns when the
+// Watch sweeps all of l's scopes, which is the Sweeper's target, until ctx ends, and returns when the
 // sweeps under way have ended too. A scope that failed is tried again, no
 // sooner than after six looks.
-func (s *Sweeper) Watch(ctx context.Context, w WatchOptions) {
+func (s *Sweeper) Watch(ctx context.Context, l Lister, w WatchOptions) {
 	w.Every, w.Full, w.Limit = cmp.Or(w.Every, 5*time.Second), cmp.Or(w.Full, 10*time.Minute), cmp.Or(w.Limit, 5*time.Minute)
 	if w.Parallel <= 0 {
 		w.Parallel = 8
@@ -52,7 +52,7 @@ func (s *Sweeper) Watch(ctx context.Context, w WatchOptions) {
 	defer wg.Wait()
 	slots := make(chan struct{}, w.Parallel)
 	for {
-		all, err := s.list(ctx, w.Every)
+		all, err := list(ctx, l, w.Every)
 		if err != nil {
 			report(Swept{}, err)
 		}
@@ -98,10 +98,10 @@ func (s *Sweeper) Watch(ctx context.Context, w WatchOptions) {
 
 // list reads all records, in a bounded time: a hanging answer must not keep
 // the watchdog from asking again.
-func (s *Sweeper) list(ctx context.Context, every time.Duration) ([]Recorded, error) {
+func list(ctx context.Context, l Lister, every time.Duration) ([]Recorded, error) {
 	ctx, cancel := context.WithTimeout(ctx, max(30*time.Second, every))
 	defer cancel()
-	all, err := s.target.Scopes(ctx)
+	all, err := l.Scopes(ctx)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		err = errors.Join(ErrUnavailable, err)
 	}

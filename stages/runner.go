@@ -55,6 +55,8 @@ func builtins() map[string]step {
 		"deploy":         {"Roll out the release", deployRelease},
 		"promote":        {"Promote the release", promoteRelease},
 		"rollback":       {"Roll back", rollbackRelease},
+		"stop":           {"Stop the service", stopService},
+		"sweep":          {"Clean up after earlier jobs", sweepService},
 	}
 }
 

@@ -145,38 +145,6 @@ func (c command) target(ctx *cli.Context) (*stages.Runner, deployer.Scope, stage
 	return r, scope, t, err
 }
 
-func (c command) status(ctx *cli.Context) error {
-	r, scope, t, err := c.target(ctx)
-	if err != nil {
-		return err
-	}
-	defer r.Bundle.Close()
-	s, err := deployer.Observe(ctx.Context, t, scope)
-	if err != nil {
-		return stages.Explain(ctx.Context, err)
-	}
-	var b strings.Builder
-	switch {
-	case s.Live == nil:
-		fmt.Fprintf(&b, "%s: nothing is live\n", scope)
-	default:
-		fmt.Fprintf(&b, "%s: release %s is live, commit %.12s, pipeline %d\n", scope, s.Live.ID, s.Live.Commit, s.Live.Pipeline)
-		for _, u := range s.Live.Units {
-			fmt.Fprintf(&b, "  %-16s %-40s %s\n", u.Unit, u.Revision, u.URL)
-		}
-	}
-	if s.Head.Held != "" {
-		fmt.Fprintf(&b, "held: %s; continue with: faas release resume\n", s.Head.Held)
-	}
-	if s.Head.Rollout != nil {
-		fmt.Fprintf(&b, "unfinished: rollout to %s at step %s; the next deploy finishes or restores it\n", s.Head.Rollout.To, s.Head.Rollout.Step)
-	}
-	if s.Head.Previous != "" {
-		fmt.Fprintf(&b, "a rollback returns to %s\n", s.Head.Previous)
-	}
-	return c.print(ctx, s, b.String())
-}
-
 func (c command) list(ctx *cli.Context) error {
 	r, scope, t, err := c.target(ctx)
 	if err != nil {

@@ -113,7 +113,7 @@ func sweep(c *cli.Context, getenv func(string) string) error {
 	defer stop()
 	work := func(ctx context.Context) {
 		log.say(sweepLine{Level: "info", Msg: "watching", By: me})
-		s.Watch(ctx, deployer.WatchOptions{
+		s.Watch(ctx, t, deployer.WatchOptions{
 			Every: c.Duration("every"), Full: c.Duration("full"), Report: log.swept,
 			Looked: func() { looked.Store(time.Now().UnixNano()) },
 		})
