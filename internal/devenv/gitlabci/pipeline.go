@@ -137,6 +137,9 @@ func (c *Checkout) run(ctx context.Context, p Pipeline, jobs ...string) (Result,
 	// trees of an earlier one must not help it.
 	state := ".gitlab-ci-local/" + strconv.Itoa(c.runs)
 	said, err := c.tool(ctx, p, state, jobs...)
+	for tries := 1; err != nil && tries < 3 && fetchedTwice(said); tries++ {
+		said, err = c.tool(ctx, p, state, jobs...)
+	}
 	var exit *run.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return Result{}, fmt.Errorf("gitlabci: run the pipeline: %w", err)
@@ -174,6 +177,13 @@ func (c *Checkout) run(ctx context.Context, p Pipeline, jobs ...string) (Result,
 	}
 	r.Config = string(config)
 	return r, nil
+}
+
+// fetchedTwice recognises a race of gitlab-ci-local with itself: a file that is
+// included more than once is fetched as often, at the same time, and the copy
+// that comes last finds it there. No job has run then.
+func fetchedTwice(said string) bool {
+	return strings.Contains(said, "Project include could not be fetched") && strings.Contains(said, ": File exists")
 }
 
 // tool runs gitlab-ci-local and returns what it said, without colours.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -130,6 +131,30 @@ func TestTwoJobPipelineOfTheExample(t *testing.T) {
 		if len(r.Jobs) != 1 || r.Jobs[0].Status != want || r.Jobs[0].Code != code || !strings.Contains(r.Jobs[0].Log, "from build") {
 			t.Errorf("deploy that exits with %d: got %+v, want %s\n%s", code, r.Jobs, want, r.Output)
 		}
+	}
+}
+
+// gitlab-ci-local copies a file that is included twice at the same time, and
+// the later copy may fail because the file is there. (Seen on a busy machine.)
+func TestIncludeFetchedTwice(t *testing.T) {
+	s := server(t)
+	c := hello(t, s, "develop")
+	bin := fakeRunner(t, 0)
+	cp, err := exec.LookPath("cp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The first copy of the template is made, and says that it wasn't.
+	script := fmt.Sprintf("#!/bin/sh\n%[1]s \"$@\" || exit\ncase $* in *ci-templates*) mkdir %[2]s/once 2>/dev/null || exit 0; echo \"cp: cannot create regular file: File exists\" >&2; exit 1;; esac\n", cp, bin)
+	if err := os.WriteFile(filepath.Join(bin, "cp"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Run(t.Context(), gitlabci.Pipeline{Path: []string{bin}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "once")); err != nil || !r.OK || len(r.Jobs) != 2 {
+		t.Errorf("copied: %v; OK %v, %d jobs\n%s", err, r.OK, len(r.Jobs), r.Output)
 	}
 }
 
