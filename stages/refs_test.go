@@ -160,3 +160,42 @@ functions:
 		}
 	}
 }
+
+// A new bundle's default for scale alone is another revision of the image that
+// runs: nothing is built.
+func TestScaleOfANewBundle(t *testing.T) {
+	plan := func(most int, observed *deployer.State) (BuildPlan, DeployPlan) {
+		t.Helper()
+		p, err := project.Parse([]byte(newShop(aggregated).yml), project.Options{
+			Environment: "test", Runtimes: []project.RuntimeInfo{{Name: "nodejs18", Language: "node"}},
+			Policy: project.Policy{Tiers: map[project.Tier]project.TierPolicy{project.Standard: {Defaults: project.Defaults{MaxScale: most}}}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		build, err := PlanBuild(buildInput(p, "functions/list/index.js=list"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		images := map[string]name.Digest{}
+		for _, i := range build.Images {
+			images[i.Name] = digestFor(t, i)
+		}
+		deploy, err := PlanDeploy(DeployInput{Scope: deployer.Scope{Service: "shop", Environment: "test", Owner: "1"}, Project: p, Build: build, Images: images, Observed: observed})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return build, deploy
+	}
+	builtFirst, first := plan(20, &deployer.State{})
+	builtSecond, second := plan(10, deployed(t, first))
+	if builtFirst.Images[0].Key != builtSecond.Images[0].Key {
+		t.Error("the bounds are part of the image")
+	}
+	if got := changes(second); got != "update main: setting scale.max: 20 → 10" {
+		t.Errorf("got %q", got)
+	}
+	if a, b := first.Changes[0].To, second.Changes[0].To; a == b || b == "" {
+		t.Errorf("revisions %s and %s", a, b)
+	}
+}

@@ -36,8 +36,14 @@ type lab struct {
 // newLab starts the embedded services with one published bundle.
 func newLab(t testing.TB) *lab {
 	t.Helper()
+	return newLabWith(t, nil)
+}
+
+// newLabWith is newLab whose bundle has these files in place of its own.
+func newLabWith(t testing.TB, files map[string]string) *lab {
+	t.Helper()
 	started := devtest.Start(t)
-	started.Publish(t, devenv.Release{}, "test", "prod")
+	started.Publish(t, devenv.Release{Files: files}, "test", "prod")
 	l := &lab{t: t, services: started.Services, dir: t.TempDir()}
 	l.environ = []string{
 		"CI_PROJECT_ID=42", "CI_PROJECT_PATH=team/shop", "FAAS_ENVIRONMENT=test", "FAAS_PLATFORM_DIR=" + started.Platform.Dir,

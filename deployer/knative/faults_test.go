@@ -368,3 +368,137 @@ func TestNewSaysWhatIsWrong(t *testing.T) {
 }
 
 func spec3() []corev1.Container { return []corev1.Container{{Name: container, Image: "i"}} }
+
+// A revision that is Ready behind a route that does not follow is the
+// ingress's trouble, told in bounded time and not only when all time is over.
+func TestReadyBehindADeadIngress(t *testing.T) {
+	svc := aService("1", "3")
+	svc.Annotations[group+"unit"] = "main"
+	svc.Spec.Template.Name = "shop-main-1"
+	svc.Spec.Traffic = targets([]deployer.Share{{Revision: "shop-main-0", Percent: 100}, {Revision: "shop-main-1", Tag: TagNext}})
+	rev := servingv1.Revision{TypeMeta: metav1.TypeMeta{Kind: "Revision", APIVersion: "serving.knative.dev/v1"}}
+	rev.Name, rev.Labels = "shop-main-1", scopeLabels(scope)
+	rev.Labels["serving.knative.dev/service"] = "shop-main"
+	rev.Spec.Containers = spec3()
+	rev.Status.SetConditions([]apisCondition{{Type: "Ready", Status: "True"}})
+	route := servingv1.Route{TypeMeta: metav1.TypeMeta{Kind: "Route", APIVersion: "serving.knative.dev/v1"}}
+	route.Name, route.Labels, route.Spec.Traffic = "shop-main", scopeLabels(scope), svc.Spec.Traffic
+	route.Status.SetConditions([]apisCondition{{Type: "Ready", Status: "Unknown", Message: "Ingress has not yet been reconciled."}})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/services/shop-main"):
+			reply(200, svc)(w, r)
+		case strings.HasSuffix(r.URL.Path, "/routes/shop-main"):
+			reply(200, route)(w, r)
+		case strings.HasSuffix(r.URL.Path, "/revisions/shop-main-1"):
+			reply(200, rev)(w, r)
+		default:
+			fail(403, metav1.StatusReasonForbidden)(w, r)
+		}
+	}))
+	defer s.Close()
+	k, err := New(Config{REST: &rest.Config{Host: s.URL}, Times: Times{Retry: time.Millisecond, Poll: 5 * time.Millisecond, Route: 30 * time.Millisecond}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	_, err = k.WaitReady(t.Context(), scope, "shop-main", "shop-main-1", func(why string) { said = append(said, why) })
+	all := deployer.Failures(err)
+	if len(all) != 1 || all[0].Code != deployer.IngressNotReady || !strings.Contains(all[0].Cause, "Ingress has not yet been reconciled") || all[0].Unit != "main" {
+		t.Errorf("got %v; want ingress-not-ready", err)
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "the route waits") {
+		t.Errorf("said %q meanwhile", said)
+	}
+}
+
+// A unit that only the cluster's inside reaches is not asked through the
+// ingress that was given: its 404 would count as a wrong answer.
+func TestProbeOfAnInternalUnit(t *testing.T) {
+	asked := 0
+	ingress := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked++; w.WriteHeader(404) }))
+	defer ingress.Close()
+	svc := aService("1", "1")
+	setNetwork(&svc, true)
+	route := map[string]any{
+		"kind": "Route", "apiVersion": "serving.knative.dev/v1", "metadata": map[string]any{"name": "shop-main", "labels": scopeLabels(scope)},
+		"status": map[string]any{"url": "http://shop-main.team.svc.cluster.invalid"},
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/routes/") {
+			reply(200, route)(w, r)
+		} else {
+			reply(200, svc)(w, r)
+		}
+	}))
+	defer s.Close()
+	k, err := New(Config{REST: &rest.Config{Host: s.URL}, IngressAddress: strings.TrimPrefix(ingress.URL, "http://")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Probe(t.Context(), scope, "shop-main", "", "n1"); !errors.Is(err, deployer.ErrUnreachable) || asked > 0 {
+		t.Errorf("got %v after %d questions at the ingress; want unreachable, unasked", err, asked)
+	}
+}
+
+// The values of a Secret are skipped while it is read, whatever they hold.
+func TestContentsAreKeysAlone(t *testing.T) {
+	body := `{"kind":"Secret","apiVersion":"v1","metadata":{"name":"app","resourceVersion":"5"},"data":{"token":"czNjcmV0","odd":{"a":[1]},"none":null},"type":"Opaque"}`
+	_, k := serve(t, map[string][]http.HandlerFunc{"GET app": {fail(500, metav1.StatusReasonInternalError), func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, body)
+	}}})
+	c, err := k.contents(t.Context(), scope, "secret/app")
+	if err != nil || !c.has("token") || !c.has("odd") || c.has("other") || c.ResourceVersion != "5" {
+		t.Fatalf("got %+v, %v", c, err)
+	}
+	if s := fmt.Sprintf("%+v", c); strings.Contains(s, "czNjcmV0") {
+		t.Errorf("a value was kept: %s", s)
+	}
+	for name, answer := range map[string]http.HandlerFunc{
+		"half": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprint(w, body[:80])
+		},
+		"page": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>please log in") },
+	} {
+		_, k := serve(t, map[string][]http.HandlerFunc{"GET app": {answer}})
+		if c, err := k.contents(t.Context(), scope, "secret/app"); err == nil {
+			t.Errorf("%s: keys %+v without an error", name, c)
+		}
+	}
+	_, k = serve(t, nil)
+	if c, err := k.contents(t.Context(), scope, "secret/none"); c != nil || err != nil {
+		t.Errorf("no such secret: %v, %v", c, err)
+	}
+	_, k = serve(t, map[string][]http.HandlerFunc{"GET app": {fail(403, metav1.StatusReasonForbidden)}})
+	if _, err := k.Versions(t.Context(), scope, []deployer.Source{"secret/app"}); len(deployer.Failures(err)) != 1 {
+		t.Errorf("no right: %v; want denied", err)
+	}
+}
+
+// Whatever a webhook, a kubelet or a registry says, it is judged without a
+// panic, and a cause always has something to do next.
+func FuzzDiagnosis(f *testing.F) {
+	for _, s := range []string{
+		`admission webhook "x" denied the request: y`, `ValidatingAdmissionPolicy 'a' with binding 'b' denied request: c`, `violates PodSecurity "a": b`,
+		`exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1`, `secret "a" not found`, "couldn't find key a in Secret b/c", "references non-existent secret key: a", "",
+	} {
+		f.Add("FailedCreate", s)
+		f.Add("CreateContainerConfigError", s)
+		f.Add("ContainerCreating", s)
+	}
+	f.Fuzz(func(t *testing.T, reason, msg string) {
+		r := servingv1.Revision{}
+		r.Spec.Containers = spec3()
+		r.Status.SetConditions([]apisCondition{{Type: "ResourcesAvailable", Status: "False", Reason: reason, Message: msg}})
+		p := pod(isWaiting(reason, msg), corev1.ContainerState{})
+		events := []corev1.Event{{InvolvedObject: corev1.ObjectReference{UID: p.UID}, Reason: "FailedMount", Message: msg}}
+		for _, e := range []evidence{{revision: &r, scope: scope}, {revision: &r, scope: scope, pods: []corev1.Pod{p}, events: events}} {
+			failure, why := diagnose(e)
+			if failure == nil && why == "" || failure != nil && (failure.Cause == "" || failure.Next == "") {
+				t.Errorf("%q %q: %+v, %q", reason, msg, failure, why)
+			}
+		}
+	})
+}

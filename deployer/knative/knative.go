@@ -117,7 +117,7 @@ func New(c Config) (*Target, error) {
 	// client-go's own 5 requests a second are for chatty controllers, not for
 	// a deploy of many units; the API server has fairness of its own.
 	if r.QPS == 0 {
-		r.QPS, r.Burst = 50, 100
+		r.QPS, r.Burst = 200, 400
 	}
 	r.WarningHandler = rest.NoWarnings{}
 	api, err := rest.HTTPClientFor(r)

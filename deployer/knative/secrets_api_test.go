@@ -247,3 +247,40 @@ func TestSecretsStayInTheirSecretReadinessPatched(t *testing.T) {
 		t.Errorf("the secret is not read: %s", all)
 	}
 }
+
+// Knative's webhook and controller take everything that a unit can ask for.
+func TestEverythingIsTaken(t *testing.T) {
+	c := lab(t)
+	ns := c.namespace(t)
+	scope := scopeIn(ns)
+	k := apiTarget(t, c.rest)
+	if err := k.SetSecret(t.Context(), scope, deployer.SecretKey{Secret: "app", Key: "token"}, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	rps, cpu := apiUnit(t, "rps", "1"), apiUnit(t, "cpu", "1")
+	rps.ScaleMetric, rps.ScaleTarget, rps.IdleTimeout, rps.Internal = "rps", 12.5, 2*time.Second, true
+	rps.Secrets = map[string]deployer.Ref{"TOKEN": {Name: "app", Key: "token"}, "FILE": {Name: "app", Key: "token", Path: "/etc/ssl/app.pem"}, "AGAIN": {Name: "app", Key: "token", Path: "/etc/app/token"}}
+	cpu.ScaleMetric, cpu.MinScale = "cpu", 1
+	units := []deployer.Spec{rps, cpu}
+	if err := k.Preflight(t.Context(), scope, units); err != nil {
+		t.Fatal(err)
+	}
+	f := lease(t, k, scope)
+	for _, u := range units {
+		if err := k.Ensure(t.Context(), f, u, u.RevisionName(1)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, u.Unit+" has a revision", func() bool {
+			rev, err := c.serve.Revisions(ns).Get(t.Context(), u.RevisionName(1), metav1.GetOptions{})
+			return err == nil && rev.Annotations["autoscaling.knative.dev/metric"] == u.ScaleMetric
+		})
+	}
+	svc, err := c.serve.Services(ns).Get(t.Context(), rps.Name, metav1.GetOptions{})
+	if err != nil || svc.Labels["networking.knative.dev/visibility"] != "cluster-local" || *svc.Spec.Template.Spec.IdleTimeoutSeconds != 2 {
+		t.Errorf("internal unit: labels %v, %v", svc.Labels, err)
+	}
+	eventually(t, "the route is hidden", func() bool {
+		r, err := c.serve.Routes(ns).Get(t.Context(), rps.Name, metav1.GetOptions{})
+		return err == nil && r.Labels["networking.knative.dev/visibility"] == "cluster-local"
+	})
+}
