@@ -56,6 +56,11 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 		return Plans{}, err
 	}
 	plans := Plans{Version: 1, Project: p, Refused: slices.Concat(unsupported(p), unsupportedAt(p, site)), Notices: p.Notices}
+	if s.Job.Project.ID != 0 { // else whose names they are is not known
+		if plans.Reserved, err = s.reserved(p, scope); err != nil {
+			return Plans{}, err
+		}
+	}
 	seen, against, err := s.observe(ctx, scope, ask.Versus)
 	if err != nil && ask.Versus != "" {
 		return Plans{}, err
@@ -94,12 +99,17 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 	if err != nil {
 		return Plans{}, err
 	}
-	if seen != nil {
+	pre := Preflight{}
+	switch {
+	case why != nil:
+		plans.Deploy.ObservedWhy, pre.Why = why.Error(), why.Error()
+	case ask.Versus != "":
+		plans.Deploy.Observed, pre.Why = against, "compared with "+against
+	default:
 		plans.Deploy.Observed = against
+		pre = s.preflight(ctx, plans.Deploy, build, site)
 	}
-	if why != nil {
-		plans.Deploy.ObservedWhy = why.Error()
-	}
+	plans.Deploy.Preflight = &pre
 	return plans, nil
 }
 

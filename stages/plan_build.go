@@ -31,7 +31,8 @@ type BuildPlan struct {
 	// Notes are advice for people about this plan.
 	Notes []string `json:"notes,omitempty"`
 
-	oneCode bool // several units, and no function has a source
+	oneCode bool     // several units, and no function has a source
+	orphans []string // folders that were a function's and are everybody's now
 }
 
 // PlannedImage is one image: one runtime and one set of files, shared by all
@@ -43,7 +44,10 @@ type PlannedImage struct {
 	// Key is the input key: everything that decides the image's content.
 	Key    string  `json:"key"`
 	Inputs []Input `json:"inputs"`
-	Engine string  `json:"engine"` // layer, dockerfile, image
+	// Versions are what people call inputs, by name, where they have one. They
+	// are no part of the key.
+	Versions map[string]string `json:"versions,omitempty"`
+	Engine   string            `json:"engine"` // layer, dockerfile, image
 	// EngineWhy tells the user why this engine was taken.
 	EngineWhy string `json:"engineWhy"`
 	Action    string `json:"action"` // build, reuse
@@ -107,6 +111,9 @@ type RuntimeFacts struct {
 	Base     string // digest of the base image, without its registry
 	Build    string // digest of the build image
 	Adapter  string // sum of the adapter's tree
+	// Versions are what people call base, build image and adapter, by the
+	// names of their inputs; none where nobody gave one.
+	Versions map[string]string
 }
 
 // PlanBuild decides the images. Units that run the same runtime with the same
@@ -139,6 +146,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		}
 		sources := code.sources(u)
 		img.Inputs = inputs(u, rt, img, code, sources, in.Layout)
+		img.Versions = rt.Versions
 		img.Key = keyOf(img.Inputs)
 		if g, ok := groups[img.Key]; ok {
 			g.Units = append(g.Units, u.Name)
@@ -185,6 +193,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		plan.Images = append(plan.Images, *img)
 	}
 	plan.oneCode = !code.split && len(in.Project.Units) > 1
+	plan.orphans = code.orphans(live)
 	return plan.reuse(in.Exists), nil
 }
 
@@ -204,6 +213,9 @@ func (p BuildPlan) reuse(exists func(image, key string) string) BuildPlan {
 		}
 	}
 	p.Notes = nil
+	for _, dir := range p.orphans {
+		p.Notes = append(p.Notes, fmt.Sprintf("%s is no function's source any more, so its files are shared by all units: remove them, or leave them out with package.exclude", dir))
+	}
 	if p.oneCode && slices.ContainsFunc(p.Images, rebuildsForCode) {
 		p.Notes = append(p.Notes, "all units share all code: declare functions.<fn>.source to separate them")
 	}
@@ -267,6 +279,30 @@ func codeOf(p *project.Project, files []File) code {
 		}
 	}
 	return c
+}
+
+// orphans are folders that the live release knows as a function's source, and
+// whose files are still there without being one: they are shared code now,
+// because nothing tells them from code that all functions import.
+func (c code) orphans(live map[string]deployer.Live) []string {
+	gone := map[string]bool{}
+	for _, u := range live {
+		for n := range u.Inputs {
+			if dir, ok := strings.CutPrefix(n, inputCodeOf); ok {
+				if _, source := c.sets.Own[dir]; !source {
+					gone[dir] = true
+				}
+			}
+		}
+	}
+	var out []string
+	for dir := range gone {
+		if slices.ContainsFunc(c.sets.Shared, func(f string) bool { return strings.HasPrefix(f, dir+"/") }) {
+			out = append(out, dir)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // sources are the folders whose files only this unit has, sorted: of its

@@ -50,12 +50,16 @@ const (
 	inputLayout     = inputPlatform + "image format"
 )
 
-// record is what a release remembers of an image's inputs: enough to name
-// what changed, not to prove anything.
+// record is what a release remembers of an image's inputs: the beginning of
+// their sums, and versions behind a space. It is enough to name what changed,
+// not to prove anything.
 func (i PlannedImage) record() map[string]string {
 	out := make(map[string]string, len(i.Inputs))
 	for _, in := range i.Inputs {
 		out[in.Name] = in.Sum[:min(16, len(in.Sum))]
+		if v := i.Versions[in.Name]; v != "" {
+			out[in.Name] += " " + v
+		}
 	}
 	return out
 }
@@ -87,7 +91,9 @@ func inputCauses(was, now map[string]string, regrouped bool) []Cause {
 	for _, n := range slices.Sorted(maps.Keys(both(was, now))) {
 		a, before := was[n]
 		b, after := now[n]
-		if a == b || n == inputRuntime {
+		a, from, _ := strings.Cut(a, " ")
+		b, to, _ := strings.Cut(b, " ")
+		if a == b && before == after || n == inputRuntime {
 			continue
 		}
 		switch {
@@ -95,6 +101,9 @@ func inputCauses(was, now map[string]string, regrouped bool) []Cause {
 			// Another runtime brings another base and adapter along; a build
 			// command that came or went, its image.
 			if was[inputRuntime] == now[inputRuntime] && before && after {
+				if from != "" && to != "" && from != to {
+					n += " " + from + " → " + to
+				}
 				add(CausePlatform, n)
 			}
 		case n == inputCode && split:

@@ -30,6 +30,9 @@ type DeployPlan struct {
 	// Unbuilt are the images that don't exist yet. A plan with any can't be
 	// deployed, and does not know the names of their units' revisions.
 	Unbuilt []string `json:"unbuilt,omitempty"`
+	// Preflight is what the target says of it, for a plan that people read; nil
+	// in a pipeline, whose deploy asks before it writes.
+	Preflight *Preflight `json:"preflight,omitempty"`
 	// RollbackTo is the release that a rollback of this deploy returns to.
 	RollbackTo string `json:"rollbackTo,omitempty"`
 	// Routes are the addresses the functions answer at below their unit's URL.

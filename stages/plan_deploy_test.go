@@ -35,7 +35,7 @@ functions:
 			"functions/list/index.js": "list", "functions/detail/index.js": "detail", "functions/quote/index.js": "quote",
 			"lib/shared.js": "shared", "README.md": "text", "package.json": "{}", "package-lock.json": "lock",
 		},
-		facts: RuntimeFacts{Language: "node", Base: "sha256:base", Build: "sha256:build", Adapter: "adapter"},
+		facts: RuntimeFacts{Language: "node", Base: "sha256:base", Build: "sha256:build", Adapter: "adapter", Versions: map[string]string{inputAdapter: "1.4"}},
 	}
 }
 
@@ -170,6 +170,10 @@ func TestCauses(t *testing.T) {
 		{"lock file", mixed, set("package-lock.json", "new"), "update main: package-lock.json\nupdate front: package-lock.json"},
 		{"no lock file", aggregated, func(s *shopTree) { delete(s.files, "package-lock.json") }, "update main: shared code, package-lock.json removed"},
 		{"adapter", mixed, func(s *shopTree) { s.facts.Adapter = "new" }, "update main: platform: adapter\nupdate front: platform: adapter"},
+		{"adapter with another version", mixed, func(s *shopTree) {
+			s.facts.Adapter, s.facts.Versions = "new", map[string]string{inputAdapter: "1.5", inputBase: "12.3"}
+		}, "update main: platform: adapter 1.4 → 1.5\nupdate front: platform: adapter 1.4 → 1.5"},
+		{"another version of the same", mixed, func(s *shopTree) { s.facts.Versions = map[string]string{inputAdapter: "1.5"} }, ""},
 		{"base image", aggregated, func(s *shopTree) { s.facts.Base = "sha256:new" }, "update main: platform: base image"},
 		{"build image, unused", aggregated, func(s *shopTree) { s.facts.Build = "sha256:new" }, ""},
 		{"a setting of one", independent, yml("source: functions/quote,", "source: functions/quote, memory: 512Mi,"), "update quote: setting memory: 256Mi → 512Mi"},

@@ -16,6 +16,9 @@ type Plans struct {
 	// Refused are fields that this bundle, runner or target can't apply yet:
 	// a pipeline fails for them.
 	Refused []project.Problem `json:"refused,omitempty"`
+	// Reserved are names that the platform's policy gives to other projects: a
+	// pipeline fails for them too.
+	Reserved []project.Problem `json:"reserved,omitempty"`
 	// Notices are fields that change nothing here, Notes what to know about
 	// the plans themselves.
 	Notices []project.Notice `json:"notices,omitempty"`
@@ -27,14 +30,26 @@ type Plans struct {
 }
 
 // Err is the error that a pipeline would end with; nil when there is none.
-// With strict, notices count too.
+// With strict, notices and what the target holds against the plan count too:
+// a person's access to the target is not the pipeline's.
 func (p Plans) Err(strict bool) error {
-	if err := refused(p.Refused); err != nil || !strict || len(p.Notices) == 0 {
+	if err := refused(p.Refused); err != nil {
 		return err
+	}
+	if len(p.Reserved) > 0 {
+		return reservedError(p.Reserved)
 	}
 	e := &usererr.Error{Code: usererr.CodeProjectRefused, What: "plan strictly", Next: "remove the fields that change nothing"}
 	for _, n := range p.Notices {
 		e.Problems = append(e.Problems, usererr.Problem{Why: noticeText(n)})
+	}
+	if pre := p.Deploy.Preflight; pre != nil {
+		for _, f := range pre.Problems {
+			e.Problems = append(e.Problems, usererr.Problem{Why: f.Error(), Next: f.Next})
+		}
+	}
+	if !strict || len(e.Problems) == 0 {
+		return nil
 	}
 	return e
 }
@@ -100,6 +115,11 @@ func (p Plans) remarks() []string {
 	case !d.Changed():
 		notes = append(notes, "nothing changes: "+d.RollbackTo+" is live with just this")
 	}
+	if d := p.Deploy; d.Preflight != nil && d.Observed != ObservedNone {
+		if text := d.Preflight.remark(); text != "" {
+			notes = append(notes, text)
+		}
+	}
 	return notes
 }
 
@@ -108,6 +128,7 @@ func (p Plans) String() string {
 	var b strings.Builder
 	b.WriteString(p.title() + "\n")
 	section(&b, "not supported yet, a pipeline refuses", problemRows(p.Refused))
+	section(&b, "names of other projects, a pipeline refuses", problemRows(p.Reserved))
 	section(&b, "images", p.imageRows())
 	section(&b, "units", p.unitRows())
 	var routes [][]string
@@ -120,6 +141,9 @@ func (p Plans) String() string {
 		rows = append(rows, []string{noticeText(n)})
 	}
 	section(&b, "changes nothing", rows)
+	if pre := p.Deploy.Preflight; pre != nil {
+		section(&b, "held against it by the target", pre.rows())
+	}
 	for _, n := range p.remarks() {
 		b.WriteString("note: " + n + "\n")
 	}
@@ -176,6 +200,13 @@ func (p Plans) Markdown() string {
 		}
 		b.WriteString("\n")
 	}
+	if len(p.Reserved) > 0 {
+		b.WriteString("**Names of other projects; a pipeline refuses:**\n\n")
+		for _, r := range p.Reserved {
+			fmt.Fprintf(&b, "- %s\n", cell(r.String()))
+		}
+		b.WriteString("\n")
+	}
 	table := func(head []string, rows [][]string) {
 		if len(rows) == 0 {
 			return
@@ -191,6 +222,9 @@ func (p Plans) Markdown() string {
 	}
 	table([]string{"unit", "", "functions", "why", "revision"}, columns(p.unitRows(), 1, 0, 2, 3, 4))
 	table([]string{"image", "", "units", "why", "made of"}, columns(p.imageRows(), 1, 0, 2, 3, 4))
+	if pre := p.Deploy.Preflight; pre != nil {
+		table([]string{"preflight", "unit", "why", "what to do"}, columns(pre.rows(), 1, 0, 2, 3))
+	}
 	for _, n := range p.Notices {
 		fmt.Fprintf(&b, "- changes nothing: %s\n", cell(noticeText(n)))
 	}

@@ -35,6 +35,7 @@ clusters:
   hz-1: {kind: knative, registry: registry.example.internal/faas}
 environments: {test: {cluster: test-1}, prod: {cluster: hz-1}}
 `)},
+			"policy.yml":                     {Data: []byte("version: 1\nhosts: [{host: api.example.internal, basePath: /bff, owners: [fe/order]}]\n")},
 			"plugins/request-log/plugin.yml": {Data: []byte("x")},
 			"layers/ffmpeg/layer.yml":        {Data: []byte("x")},
 		},

@@ -2,6 +2,7 @@ package stages
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/project"
@@ -38,8 +40,16 @@ func readProject(ctx context.Context, s *state) (string, error) {
 	if err := refuse(p, site); err != nil {
 		return "", err
 	}
-	if err := s.mayUseNames(ctx); err != nil {
+	scope, err := s.scope(ctx)
+	if err != nil {
 		return "", err
+	}
+	taken, err := s.reserved(p, scope)
+	if err != nil {
+		return "", err
+	}
+	if len(taken) > 0 {
+		return "", reservedError(taken)
 	}
 	env := p.Environment
 	if env.Branch != "" && s.Job.Commit.Branch != env.Branch {
@@ -56,28 +66,39 @@ func readProject(ctx context.Context, s *state) (string, error) {
 	return "", nil
 }
 
-// mayUseNames checks the policy's tables of owners, before any work.
-func (s *state) mayUseNames(ctx context.Context) error {
+// reserved are the names in faas.yml that the policy's tables of owners give
+// to other projects.
+func (s *state) reserved(p *project.Project, scope deployer.Scope) ([]project.Problem, error) {
 	policy, err := s.Bundle.Policy()
 	if err != nil {
-		return err
-	}
-	scope, err := s.scope(ctx)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	who := bundle.Project{ID: s.Job.Project.ID, Path: s.Job.Project.Path}
-	var problems []usererr.Problem
+	var problems []project.Problem
+	no := func(path, format string, args ...any) {
+		problems = append(problems, p.Problem(path, project.CodeName, fmt.Sprintf(format, args...), ""))
+	}
 	if !policy.MayUseService(who, scope.Service) {
-		problems = append(problems, usererr.Problem{Why: fmt.Sprintf("service name %q is reserved for other projects by the platform's policy.yml", scope.Service)})
+		no("service", "service name %q is reserved for other projects by the platform's policy.yml", scope.Service)
 	}
 	if !policy.MayUseNamespace(who, scope.Namespace) {
-		problems = append(problems, usererr.Problem{Why: fmt.Sprintf("namespace %q is reserved for other projects by the platform's policy.yml", scope.Namespace)})
+		no("environment.namespace", "namespace %q is reserved for other projects by the platform's policy.yml", scope.Namespace)
 	}
-	if len(problems) > 0 {
-		return &usererr.Error{Code: usererr.CodeForeignObject, Problems: problems}
+	if r := p.Routes; r.Host != "" && !policy.MayUseHost(who, r.Host, r.BasePath) {
+		no("routes.host", "%s%s is not this project's in the table of hosts in the platform's policy.yml", r.Host, or(r.BasePath, "/"))
 	}
-	return nil
+	if v := p.Preview; v != nil && !policy.MayUseNamespace(who, v.Namespace) {
+		no("preview.namespace", "namespace %q is reserved for other projects by the platform's policy.yml", v.Namespace)
+	}
+	return problems, nil
+}
+
+func reservedError(problems []project.Problem) error {
+	e := &usererr.Error{Code: usererr.CodeForeignObject}
+	for _, p := range problems {
+		e.Problems = append(e.Problems, usererr.Problem{Why: p.String()})
+	}
+	return e
 }
 
 func assertion(env, input, want, got string) error {
@@ -160,7 +181,9 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		if err != nil {
 			return BuildPlan{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s.adapter: %w", n, err)}
 		}
-		in.Runtimes[n] = RuntimeFacts{Language: rt.Language, Base: base.DigestStr(), Build: build, Adapter: adapter}
+		in.Runtimes[n] = RuntimeFacts{
+			Language: rt.Language, Base: base.DigestStr(), Build: build, Adapter: adapter, Versions: versionsOf(s.Bundle.FS, rt),
+		}
 	}
 	in.Live = s.live
 	plan, err := PlanBuild(in)
@@ -169,6 +192,28 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	}
 	found, err := s.existing(ctx, plan)
 	return plan.reuse(func(image, _ string) string { return found[image] }), err
+}
+
+// versionsOf are what people call a runtime's parts: the tags of its images,
+// and the version in the adapter's package.json, or its file VERSION.
+func versionsOf(fsys fs.FS, rt bundle.Runtime) map[string]string {
+	out := map[string]string{}
+	for input, ref := range map[string]string{inputBase: rt.Base, inputBuildImage: rt.Build} {
+		ref, _, _ = strings.Cut(ref, "@")
+		if _, tag, tagged := strings.Cut(ref[strings.LastIndexByte(ref, '/')+1:], ":"); tagged {
+			out[input] = tag
+		}
+	}
+	if rt.Adapter == "" {
+		return out
+	}
+	var manifest struct{ Version string }
+	if data, err := fs.ReadFile(fsys, rt.Adapter+"/package.json"); err == nil && json.Unmarshal(data, &manifest) == nil && manifest.Version != "" {
+		out[inputAdapter] = manifest.Version
+	} else if data, err := fs.ReadFile(fsys, rt.Adapter+"/VERSION"); err == nil {
+		out[inputAdapter] = strings.TrimSpace(string(data[:min(len(data), 64)]))
+	}
+	return out
 }
 
 // files are the tree's files that take part in an image, with their sums: what
