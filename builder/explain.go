@@ -45,7 +45,7 @@ func explain(op string, err error) error {
 	switch {
 	case errors.Is(err, registry.ErrDenied):
 		return fmt.Errorf("builder: %s: %w: %w", op, ErrDenied, err)
-	case errors.Is(err, ErrNoBase), errors.Is(err, registry.ErrNotFound) && !re.Temporary():
+	case errors.Is(err, ErrNoBase), errors.Is(err, ErrNotFound), errors.Is(err, registry.ErrNotFound) && !re.Temporary():
 		return fmt.Errorf("builder: %w", err)
 	case re.Temporary(), errors.Is(err, registry.ErrBlobUnknown):
 		return &Unavailable{Op: re.Op, Host: re.Host, Attempts: re.Attempts, Err: reason{re.Reason(), err}}

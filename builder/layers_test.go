@@ -53,7 +53,12 @@ func newWorld(t testing.TB) *world {
 // other code than ours.
 func pushBase(t testing.TB, reg *registrytest.Server, path string) name.Digest {
 	t.Helper()
-	l, err := layer.FromTree(context.Background(), "", layer.Gzip, layer.Tree{Prefix: "/usr", FS: fstest.MapFS{"bin/node": {Data: []byte("#!/bin/sh\n"), Mode: 0o755}}})
+	return pushBaseOf(t, reg, path, "#!/bin/sh\n", "node18")
+}
+
+func pushBaseOf(t testing.TB, reg *registrytest.Server, path, program, abi string) name.Digest {
+	t.Helper()
+	l, err := layer.FromTree(context.Background(), "", layer.Gzip, layer.Tree{Prefix: "/usr", FS: fstest.MapFS{"bin/node": {Data: []byte(program), Mode: 0o755}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +66,7 @@ func pushBase(t testing.TB, reg *registrytest.Server, path string) name.Digest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err = mutate.Config(img, v1.Config{Env: []string{"PATH=/usr/bin", "NODE_ENV=development"}, User: "root", Cmd: []string{"sh"}, Labels: map[string]string{"abi": "node18"}})
+	img, err = mutate.Config(img, v1.Config{Env: []string{"PATH=/usr/bin", "NODE_ENV=development"}, User: "root", Cmd: []string{"sh"}, Labels: map[string]string{"abi": abi, "org.opencontainers.image.title": "base"}})
 	if err != nil {
 		t.Fatal(err)
 	}

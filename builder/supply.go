@@ -108,8 +108,7 @@ func (b *build) bom(ctx context.Context) (attest.BOM, error) {
 	if b.req.below() == kindDockerfile {
 		out.Unknown = []string{"packages that the Dockerfile installed"}
 	}
-	base := b.req.Base
-	out.Components = append(out.Components, attest.Component{Type: "oci", Name: path.Base(base.Context().RepositoryStr()), Version: base.DigestStr(), Layer: kindBase})
+	out.Components = append(out.Components, b.baseComponent())
 	d := b.req.Dependencies
 	if d == nil {
 		return out, nil
@@ -153,6 +152,14 @@ func (e *Layers) locked(kind string, manifest, lock []byte) (found []attest.Comp
 	return found, ""
 }
 
+// unknownBase is what is left open when a base has no bill of materials.
+const unknownBase = "packages of the base image"
+
+// baseComponent is the base image itself.
+func (b *build) baseComponent() attest.Component {
+	return attest.Component{Type: "oci", Name: path.Base(b.req.Base.Context().RepositoryStr()), Version: b.req.Base.DigestStr(), Layer: kindBase}
+}
+
 // baseBOM is what a base image's own bill of materials says, kept by digest.
 // A base without one has unknown packages.
 func (e *Layers) baseBOM(ctx context.Context, s *registry.Session, ref name.Digest) (attest.BOM, error) {
@@ -165,36 +172,46 @@ func (e *Layers) baseBOM(ctx context.Context, s *registry.Session, ref name.Dige
 		if err != nil {
 			return attest.BOM{}, err
 		}
-		none := attest.BOM{Unknown: []string{"packages of the base image"}}
-		all, err := s.Referrers(ctx, ref.Context(), h, attest.TypeBOM)
-		if errors.Is(err, registry.ErrDenied) || errors.Is(err, registry.ErrNotFound) || refused(err) {
-			return none, nil
-		}
+		list, found, err := e.readBOM(ctx, s, ref.Context(), h, kindBase)
 		if err != nil {
 			return attest.BOM{}, err
 		}
-		if len(all) == 0 {
-			return none, nil
-		}
-		// One image has one list; of several the choice must not depend on
-		// the order in which they arrived.
-		slices.SortFunc(all, func(x, y v1.Descriptor) int { return strings.Compare(x.Digest.String(), y.Digest.String()) })
-		a, err := s.Artifact(ctx, ref.Context().Digest(all[0].Digest.String()), maxDocument)
-		if errors.Is(err, registry.ErrNotFound) {
-			return none, nil
-		}
-		if err != nil {
-			return attest.BOM{}, err
-		}
-		list := none
-		if len(a.Files) == 1 && a.Subject != nil && a.Subject.Digest == h {
-			if read, err := attest.ReadBOM(a.Files[0].Data, kindBase); err == nil {
-				list = read
-			}
+		if !found {
+			return attest.BOM{Unknown: []string{unknownBase}}, nil
 		}
 		e.memo.save("bom", ref.DigestStr(), list)
 		return list, nil
 	})
+}
+
+// readBOM reads the bill of materials beside an image. What can't be read, or
+// is not about the image, is not found.
+func (e *Layers) readBOM(ctx context.Context, s *registry.Session, repo name.Repository, h v1.Hash, layer string) (bom attest.BOM, found bool, err error) {
+	gone := func(err error) bool {
+		return errors.Is(err, registry.ErrDenied) || errors.Is(err, registry.ErrNotFound) || refused(err)
+	}
+	all, err := s.Referrers(ctx, repo, h, attest.TypeBOM)
+	if gone(err) || err == nil && len(all) == 0 {
+		return attest.BOM{}, false, nil
+	}
+	if err != nil {
+		return attest.BOM{}, false, err
+	}
+	// One image has one list; of several the choice must not depend on the
+	// order in which they arrived.
+	slices.SortFunc(all, func(x, y v1.Descriptor) int { return strings.Compare(x.Digest.String(), y.Digest.String()) })
+	a, err := s.Artifact(ctx, repo.Digest(all[0].Digest.String()), maxDocument)
+	if gone(err) {
+		return attest.BOM{}, false, nil
+	}
+	if err != nil {
+		return attest.BOM{}, false, err
+	}
+	if len(a.Files) != 1 || a.Subject == nil || a.Subject.Digest != h {
+		return attest.BOM{}, false, nil
+	}
+	bom, err = attest.ReadBOM(a.Files[0].Data, layer)
+	return bom, err == nil, nil
 }
 
 func (b *build) warn(format string, args ...any) {
