@@ -27,6 +27,8 @@ func explainLeaf(err error) error {
 		return &usererr.Error{Code: usererr.CodeBuildInput, Err: err, Next: input.Next}
 	case errors.Is(err, sandbox.ErrForbidden), errors.Is(err, sandbox.ErrNoOverlay):
 		return &usererr.Error{Code: usererr.CodeUnable, Err: err, Next: "use a job runner that allows user namespaces; images without a Dockerfile need none"}
+	case errors.Is(err, builder.ErrNotFound):
+		return &usererr.Error{Code: usererr.CodeUsage, What: "find the image", Err: err, Next: "check the reference; a tag may have moved, a digest never does"}
 	case errors.Is(err, builder.ErrNoBase):
 		return &usererr.Error{Code: usererr.CodeNoBase, Err: err}
 	case errors.Is(err, builder.ErrDenied):

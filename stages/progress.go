@@ -85,12 +85,12 @@ func (m *meter) follow(key string, t builder.Transfer) {
 
 // moved is "1.2 of 4.5 MiB, 12.0 MiB/s".
 func moved(t builder.Transfer) string {
-	s := size(t.Sent)
+	s := Size(t.Sent)
 	if t.Sent != t.Size {
-		s += " of " + size(t.Size)
+		s += " of " + Size(t.Size)
 	}
 	if t.Took > 0 {
-		s += fmt.Sprintf(", %s/s", size(int64(float64(t.Sent)/t.Took.Seconds())))
+		s += fmt.Sprintf(", %s/s", Size(int64(float64(t.Sent)/t.Took.Seconds())))
 	}
 	if t.Done {
 		s += " in " + ci.Took(t.Took)

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -32,6 +33,10 @@ type World struct {
 	Engines map[string]builder.Engine
 	// Exists looks an image up by its input key.
 	Exists func(ctx context.Context, repo name.Repository, key string) (name.Digest, bool, error)
+	// Inspect, Rebase and Verify are the layer engine's, for programs.
+	Inspect InspectFunc
+	Rebase  func(ctx context.Context, r builder.Rebase) (builder.Image, error)
+	Verify  func(ctx context.Context, ref name.Reference, keys *attest.Verifier) ([]builder.Verified, error)
 	// Target opens the deploy target of a site.
 	Target func(ctx context.Context, s bundle.Site) (Target, error)
 	// NPMRegistry finds the package registry that lock files are resolved
@@ -41,6 +46,9 @@ type World struct {
 	Layout string
 	Now    func() time.Time
 }
+
+// InspectFunc describes the image behind a reference.
+type InspectFunc func(ctx context.Context, ref name.Reference) (builder.Inspection, error)
 
 // Target is a deploy target and what the report says of it.
 type Target struct {

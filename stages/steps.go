@@ -451,9 +451,9 @@ func (s *state) layerTable(img builder.Image) {
 		if l.Took > 0 {
 			took = ci.Took(l.Took)
 		}
-		s.Log.Printf("%s", strings.TrimRight(fmt.Sprintf("  %-14s %9s  %-6s  %s", l.Title, size(l.Size), how, took), " "))
+		s.Log.Printf("%s", strings.TrimRight(fmt.Sprintf("  %-14s %9s  %-6s  %s", l.Title, Size(l.Size), how, took), " "))
 	}
-	s.Log.Printf("  %d registry requests, %s sent", img.Requests, size(img.Uploaded))
+	s.Log.Printf("  %d registry requests, %s sent", img.Requests, Size(img.Uploaded))
 	if len(img.Referrers) > 0 {
 		var beside []string
 		for _, r := range img.Referrers {
@@ -473,7 +473,8 @@ func (s *state) layerTable(img builder.Image) {
 	}
 }
 
-func size(n int64) string {
+// Size renders a number of bytes for people.
+func Size(n int64) string {
 	switch {
 	case n < 10<<10:
 		return fmt.Sprintf("%d B", n)

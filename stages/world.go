@@ -48,6 +48,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	w := World{
 		Engines: map[string]builder.Engine{EngineLayer: layers},
 		Exists:  layers.Find,
+		Inspect: layers.Inspect, Rebase: layers.Rebase, Verify: layers.Verify,
 		Target: func(ctx context.Context, s bundle.Site) (Target, error) {
 			return openTarget(ctx, s, getenv("KUBECONFIG"), keys)
 		},

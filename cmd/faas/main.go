@@ -54,6 +54,7 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 			{Name: "status", Usage: "print what is live, held, under way, and whether a rollback is ready", Flags: where, Action: c.status},
 			{Name: "stop", Usage: "end what the environment runs; the records stay", Action: c.stop,
 				Flags: append([]cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "do it; without this the command says what would end"}}, where...)},
+			c.imageCommand(where),
 			{Name: "release", Usage: "look at releases and go back to one", Subcommands: []*cli.Command{
 				{Name: "list", Usage: "list the releases that can be rolled back to", Flags: where, Action: c.list},
 				{Name: "show", Usage: "print one release's record", ArgsUsage: "RELEASE", Flags: where, Action: c.show},

@@ -31,7 +31,7 @@ func imageCommand(getenv func(string) string) *cli.Command {
 	out := &cli.StringFlag{Name: "out", Usage: "`FOLDER` that holds the images as OCI layouts (default: images in the cache)"}
 	return &cli.Command{
 		Name:  "image",
-		Usage: "make base, build and runner images from Debian packages",
+		Usage: "make base, build and runner images from Debian packages; rebase and verify function images",
 		Subcommands: []*cli.Command{
 			{
 				Name:      "build",
@@ -54,6 +54,8 @@ func imageCommand(getenv func(string) string) *cli.Command {
 				},
 				Action: func(c *cli.Context) error { return imagePush(c, getenv) },
 			},
+			imageRebaseCommand(getenv),
+			imageVerifyCommand(getenv),
 		},
 	}
 }
