@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/builder/attest"
 )
 
 func TestBuildPushAndPull(t *testing.T) {
@@ -99,9 +100,17 @@ func TestBuildPushAndPull(t *testing.T) {
 			t.Errorf("%s is in the layer", n)
 		}
 	}
+	// The guard tag, and the list of referrers where the registry keeps none.
 	tags, err := remote.List(repo)
-	if err != nil || len(tags) != 1 || !strings.HasPrefix(img.Digest, strings.Replace(tags[0], "-", ":", 1)) {
+	if err != nil || len(tags) != 2 || !strings.HasPrefix(img.Digest, strings.Replace(tags[0], "-", ":", 1)) {
 		t.Errorf("guard tag: %v, %v", tags, err)
+	}
+	idx, err := remote.Referrers(repo.Digest(img.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := idx.IndexManifest(); err != nil || len(m.Manifests) != 1 || m.Manifests[0].ArtifactType != attest.TypeBOM {
+		t.Errorf("bill of materials: %+v, %v", m, err)
 	}
 }
 
