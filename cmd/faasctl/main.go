@@ -39,6 +39,7 @@ func commands(getenv func(string) string) []*cli.Command {
 		imageCommand(getenv),
 		localCommand(getenv),
 		ossCommand(getenv),
+		clusterCommand(getenv),
 		renderCommand(),
 		sweepCommand(getenv),
 	}

@@ -153,6 +153,9 @@ func New(c Config) (*Target, error) {
 	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c), inside: insideClient(c), api: api, server: strings.TrimSuffix(server.String(), "/")}, nil
 }
 
+// Kube is the client of the cluster's own kinds, with the target's account.
+func (t *Target) Kube() kubernetes.Interface { return t.kube }
+
 // namespace is where the scope lives.
 func (t *Target) namespace(s deployer.Scope) string { return cmp.Or(s.Namespace, t.cfg.Namespace) }
 
