@@ -132,6 +132,12 @@ var quirks = []quirk{
 		rootless:   "line 4: RUN id -u > /w/id: RUN as USER nonroot is not possible without root",
 	},
 	{
+		name:       "USER that says root",
+		dockerfile: "FROM BASE\nUSER 0:0\nRUN id -u > /id\nUSER root\nRUN id -g >> /id\n",
+		want:       map[string]string{"/id": "0\n0\n"},
+		stat:       map[string]string{"/id": "644 0:0"},
+	},
+	{
 		name:       "a target over a link and over a file",
 		dockerfile: "FROM BASE\nRUN mkdir /real && ln -s /real /ln && echo old > /f && ln -s /f /lf\nCOPY a /ln/\nCOPY a /lf\n",
 		files:      fstest.MapFS{"a": text("a")},

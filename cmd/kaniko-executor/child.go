@@ -288,7 +288,13 @@ func (s *stage) run(c *instructions.RunCommand) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := k.ExecuteCommand(&s.config, s.args); err != nil {
+	config := s.config
+	if s.order.Rootless {
+		// It is root already, and where USER says so kaniko would also set
+		// root's groups, which nobody may without root on this machine.
+		config.User = ""
+	}
+	if err := k.ExecuteCommand(&config, s.args); err != nil {
 		return false, err
 	}
 	return s.files.takeAll(s.place)
