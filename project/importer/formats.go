@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"encoding/json"
 	"path"
 	"regexp"
 	"strings"
@@ -125,18 +126,37 @@ func texts(list []*yaml.Node) []string {
 	return out
 }
 
+// everything are the patterns that exclude all files, so that only those count
+// which are included then.
+var everything = map[string]bool{"**": true, "**/*": true, "*": true, "**/**": true}
+
 func (c *converter) packages(in *object, out *file) {
 	p := in.takeMap("package")
 	var include, exclude []string
+	nothing := false // is taken but for what include names
 	for _, s := range texts(p.takeList("patterns")) {
-		if rest, not := strings.CutPrefix(s, "!"); not {
+		rest, not := strings.CutPrefix(s, "!")
+		switch {
+		case not && everything[strings.TrimPrefix(rest, "./")]:
+			nothing, include, exclude = true, nil, nil // later patterns win
+		case not:
 			exclude = append(exclude, rest)
-		} else {
+		default:
 			include = append(include, s)
 		}
 	}
 	include = append(include, texts(p.takeList("include"))...)
-	exclude = append(exclude, texts(p.takeList("exclude"))...)
+	for _, s := range texts(p.takeList("exclude")) {
+		if everything[strings.TrimPrefix(s, "./")] {
+			nothing = true
+		} else {
+			exclude = append(exclude, s)
+		}
+	}
+	if len(include) > 0 && !nothing {
+		c.note(in.lines["package"], "package: %s would be taken in addition; here all tracked files are. Name a folder that a build makes in build.output", strings.Join(include, ", "))
+		include = nil
+	}
 	glob := func(list []string) *yaml.Node {
 		for i, s := range list {
 			list[i] = strings.TrimPrefix(s, "./")
@@ -326,6 +346,10 @@ func (c *converter) serverless(in *object, out *file) {
 					e := c.newMap(v, m.at("events."+kind), 0)
 					rule = strings.Join(texts(e.takeList("rate")), " ")
 					input = e.takeText("input")
+					if m := e.values["input"]; input == "" && m != nil && m.Kind == yaml.MappingNode {
+						input = asJSON(e.take("input"))
+						c.ignore(m)
+					}
 					if e.takeText("enabled") == "false" {
 						c.note(at, "a schedule that is off has no equivalent: it is left out")
 						return nil
@@ -341,6 +365,19 @@ func (c *converter) serverless(in *object, out *file) {
 			return nil
 		}))
 	})
+}
+
+// asJSON is a value as JSON text; empty for one that is none.
+func asJSON(n *yaml.Node) string {
+	var v any
+	if n.Decode(&v) != nil {
+		return ""
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return ""
+	}
+	return string(data)
 }
 
 func scale(key string, n *yaml.Node) *yaml.Node {

@@ -116,6 +116,10 @@ func (c *converter) value(n *yaml.Node, at string) (string, bool) {
 	if n == nil || n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
 		return "", false
 	}
+	if strings.HasPrefix(n.Tag, "!") && !strings.HasPrefix(n.Tag, "!!") {
+		c.note(n, "%s: %s %s has no equivalent; write ${env:NAME} or the value", at, n.Tag, n.Value)
+		return "", false
+	}
 	for _, v := range foreign.FindAllString(n.Value, -1) {
 		if !ours.MatchString(v) {
 			c.note(n, "%s: the variable %s has no equivalent; write ${env:NAME}, ${git:…} or the value", at, v)
