@@ -89,8 +89,15 @@ func (s State) Warnings(now time.Time) []string {
 			add("%s: the live revision %s is gone from the target", svc.Name, u.Revision)
 		case rev.Phase == Broken:
 			add("%s: the live revision %s has failed: %v", svc.Name, u.Revision, rev.Failure)
-		case h.Rollout == nil && !svc.Only(u.Revision):
+		case u.Spec.Job == nil && h.Rollout == nil && !svc.Only(u.Revision):
 			add("%s: traffic was changed by hand: %s", svc.Name, shareText(svc.Traffic))
+		}
+	}
+	if h.Rollout == nil {
+		for _, c := range DecideTimers(live.Timers, revisionsOf(live), s) {
+			if c.Action != Unchanged {
+				add("a timer of %s is not as recorded: %s", c.Function, c.Why)
+			}
 		}
 	}
 	return out

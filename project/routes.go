@@ -46,9 +46,6 @@ func (m *maker) routes() {
 			if u.Aggregate && len(u.Functions) > 1 && len(f.Routes)+len(f.Timers)+len(f.Triggers) == 0 {
 				m.tell(&node{line: f.at.line, col: f.at.col}, join("functions", f.name), "no event calls it, and in unit "+u.Name+" nothing else can")
 			}
-			if f.job && len(f.Timers) == 0 {
-				m.tell(&node{line: f.at.line, col: f.at.col}, join("functions", f.name), "no event starts this job")
-			}
 		}
 	}
 }

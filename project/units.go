@@ -57,6 +57,11 @@ func (m *maker) units() {
 	names := map[string]string{}
 	add := func(u Unit) {
 		u.ServiceName = serviceName(m.p.Service.Name, u.Name)
+		if u.Job {
+			// Not the name of the Service that the function was or may become:
+			// both are there while the kind changes.
+			u.ServiceName = serviceName(m.p.Service.Name, u.Name+"-job")
+		}
 		if other, taken := names[u.ServiceName]; taken {
 			m.problems = append(m.problems, Problem{Path: "functions", Code: CodeName, Why: fmt.Sprintf("%s and %s get the same service name %s", other, u.Name, u.ServiceName), Next: "rename one of them"})
 		}

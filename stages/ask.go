@@ -94,7 +94,7 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 	}
 	plans.Build = build
 	plans.Deploy, err = PlanDeploy(DeployInput{
-		Job: s.Job, Scope: scope, Project: p, Bundle: s.Bundle.Digest, Build: build, Images: images, Observed: seen, Unbuilt: true,
+		Job: s.Job, Scope: scope, Project: p, Bundle: s.Bundle.Digest, Build: build, Images: images, Observed: seen, Unbuilt: true, Now: s.now(),
 	})
 	if err != nil {
 		return Plans{}, err

@@ -229,6 +229,19 @@ func (c comparison) causes(live deployer.Live, spec deployer.Spec, made map[stri
 	setting("idleTimeout", span(was.IdleTimeout), span(spec.IdleTimeout))
 	setting("concurrency", number(was.Concurrency), number(spec.Concurrency))
 	setting("scale.min", strconv.Itoa(was.MinScale), strconv.Itoa(spec.MinScale))
+	if a, b := was.Job, spec.Job; a != nil && b != nil {
+		setting("job.completions", number(a.Completions), number(b.Completions))
+		setting("job.parallelism", number(a.Parallelism), number(b.Parallelism))
+		setting("job.retries", strconv.Itoa(a.Retries), strconv.Itoa(b.Retries))
+		setting("job.timeout", span(a.Timeout), span(b.Timeout))
+		setting("job.ttl", span(a.TTL), span(b.TTL))
+	}
+	switch {
+	case spec.Timed && !was.Timed:
+		add(CauseFunctions, "a timer calls it now")
+	case was.Timed && !spec.Timed:
+		add(CauseFunctions, "no timer calls it any more")
+	}
 	setting("scale.max", strconv.Itoa(was.MaxScale), strconv.Itoa(spec.MaxScale))
 	setting("scale.metric", or(was.ScaleMetric, "concurrency"), or(spec.ScaleMetric, "concurrency"))
 	setting("scale.target", decimal(was.ScaleTarget), decimal(spec.ScaleTarget))
@@ -305,7 +318,7 @@ func (c comparison) tableCauses(before, after deployer.Spec) (list []Cause, regr
 		if o.Contract != f.Contract {
 			add(CauseSetting, "contract of %s: %s → %s", f.Name, o.Contract, f.Contract)
 		}
-		if o.TimeoutMs != f.TimeoutMs && (o.TimeoutMs != before.Timeout.Milliseconds() || f.TimeoutMs != after.Timeout.Milliseconds()) {
+		if f.Job == nil && o.TimeoutMs != f.TimeoutMs && (o.TimeoutMs != before.Timeout.Milliseconds() || f.TimeoutMs != after.Timeout.Milliseconds()) {
 			add(CauseSetting, "setting timeout of %s: %s → %s", f.Name, millis(o.TimeoutMs), millis(f.TimeoutMs))
 		}
 		for _, k := range slices.Sorted(maps.Keys(both(o.Environment, f.Environment))) {
@@ -344,7 +357,10 @@ func (c comparison) created(unit project.Unit) (list []Cause, moved bool) {
 			continue
 		}
 		moved = false
-		if len(c.were) > 0 {
+		switch {
+		case c.were[f.Name] == unit.Name:
+			list = append(list, Cause{CauseSetting, "kind of " + f.Name})
+		case len(c.were) > 0:
 			list = append(list, Cause{CauseFunctions, fmt.Sprintf("function %s added", f.Name)})
 		}
 	}
@@ -358,9 +374,12 @@ func (c comparison) created(unit project.Unit) (list []Cause, moved bool) {
 func (c comparison) removed(live deployer.Live) []Cause {
 	var list []Cause
 	for _, f := range table(live.Spec).Functions {
-		if to := c.now[f.Name]; to != "" {
+		switch to := c.now[f.Name]; {
+		case to == live.Unit:
+			list = append(list, Cause{CauseSetting, "kind of " + f.Name})
+		case to != "":
 			list = append(list, Cause{CauseFunctions, fmt.Sprintf("function %s moved to %s", f.Name, to)})
-		} else {
+		default:
 			list = append(list, Cause{CauseFunctions, fmt.Sprintf("function %s removed from faas.yml", f.Name)})
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -37,6 +38,8 @@ type DeployPlan struct {
 	RollbackTo string `json:"rollbackTo,omitempty"`
 	// Routes are the addresses the functions answer at below their unit's URL.
 	Routes []PlannedRoute `json:"routes,omitempty"`
+	// Timers call functions by the clock.
+	Timers []PlannedTimer `json:"timers,omitempty"`
 }
 
 // What Changes were decided against.
@@ -88,7 +91,7 @@ func (p DeployPlan) Changed() bool {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(p.Timers, func(t PlannedTimer) bool { return t.Action != Unchanged })
 }
 
 // DeployInput is everything a DeployPlan is made of.
@@ -104,6 +107,9 @@ type DeployInput struct {
 	// Unbuilt allows images that are missing in Images: the plan is for
 	// reading, not for deploying.
 	Unbuilt bool
+	// Now is when the plan is made, for the next times of timers; the zero time
+	// leaves them out.
+	Now time.Time
 }
 
 // PlanDeploy translates the project into what should run, and compares.
@@ -155,7 +161,9 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 			}
 		}
 	}
+	plan.Deploy.Timers = timersOf(in.Project)
 	if in.Observed == nil {
+		plan.Timers = planTimers(plan.Deploy, nil, unbuilt, state, false, in.Now)
 		plan.Changes = []Change{}
 		for _, u := range plan.Deploy.Units {
 			plan.Changes = append(plan.Changes, Change{Unit: u.Unit, Service: u.Name, Action: Unknown})
@@ -163,6 +171,7 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 		return plan, nil
 	}
 	plan.Changes = explain(in.Project, plan.Deploy, state, unbuilt)
+	plan.Timers = planTimers(plan.Deploy, plan.Changes, unbuilt, state, true, in.Now)
 	return plan, nil
 }
 
@@ -208,6 +217,10 @@ func specOf(u project.Unit, key string, image name.Digest, versions map[deployer
 			TimeoutMs: f.Timeout.Std().Milliseconds(), Concurrency: f.Concurrency,
 			Environment: f.Environment,
 		}
+		if f.Job != nil {
+			row.TimeoutMs, row.Concurrency = f.Job.Timeout.Std().Milliseconds(), 0
+			row.Job = &runtimes.Job{Completions: f.Job.Completions, Parallelism: f.Job.Parallelism}
+		}
 		for _, r := range f.Routes {
 			row.Routes = append(row.Routes, runtimes.Route{Path: r.Path, Methods: r.Methods, TimeoutMs: r.Timeout.Std().Milliseconds()})
 		}
@@ -228,7 +241,17 @@ func specOf(u project.Unit, key string, image name.Digest, versions map[deployer
 		// No adapter will set the function's own variables.
 		spec.Server, spec.Environment = true, f.Environment
 	}
-	if u.Scale.Metric != "concurrency" { // the default has no name, so that older revisions keep theirs
+	if u.Job {
+		j := u.Functions[0].Job
+		spec.Job = &deployer.Job{Completions: j.Completions, Parallelism: j.Parallelism, Retries: j.Retries, Timeout: j.Timeout.Std(), TTL: j.TTL.Std()}
+		// What only a server has would make revisions that do the same.
+		spec.Concurrency, spec.Timeout, spec.InitTimeout, spec.IdleTimeout = 0, 0, 0, 0
+		spec.MinScale, spec.MaxScale, spec.ScaleTarget, spec.Internal, spec.Server = 0, 0, 0, false, false
+	}
+	for _, f := range u.Functions {
+		spec.Timed = spec.Timed || !u.Job && len(f.Timers) > 0
+	}
+	if u.Scale.Metric != "concurrency" && !u.Job { // the default has no name, so that older revisions keep theirs
 		spec.ScaleMetric = u.Scale.Metric
 	}
 	for _, source := range spec.Sources() {
@@ -274,6 +297,7 @@ func (p DeployPlan) String() string {
 		}
 		b.WriteByte('\n')
 	}
+	section(&b, "timers", timerRows(p.Timers))
 	switch {
 	case p.Observed == ObservedNone:
 		b.WriteString("observed: none" + because(p.ObservedWhy) + "; the deploy compares with what is live\n")

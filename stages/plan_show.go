@@ -136,6 +136,7 @@ func (p Plans) String() string {
 		routes = append(routes, []string{methods(r.Methods), r.Path, r.Function, "in " + r.Unit})
 	}
 	section(&b, "routes", routes)
+	section(&b, "timers", timerRows(p.Deploy.Timers))
 	var rows [][]string
 	for _, n := range p.Notices {
 		rows = append(rows, []string{noticeText(n)})
@@ -221,6 +222,7 @@ func (p Plans) Markdown() string {
 		b.WriteString("\n")
 	}
 	table([]string{"unit", "", "functions", "why", "revision"}, columns(p.unitRows(), 1, 0, 2, 3, 4))
+	table([]string{"timer of", "", "when", "next", "why"}, columns(timerRows(p.Deploy.Timers), 1, 0, 2, 3, 4))
 	table([]string{"image", "", "units", "why", "made of"}, columns(p.imageRows(), 1, 0, 2, 3, 4))
 	if pre := p.Deploy.Preflight; pre != nil {
 		table([]string{"preflight", "unit", "why", "what to do"}, columns(pre.rows(), 1, 0, 2, 3))

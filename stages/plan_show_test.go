@@ -161,7 +161,6 @@ rollout: {keepWarm: 5m, strategy: direct}
 		got = append(got, fmt.Sprintf("%d:%d %s", p.Line, p.Column, p.Path))
 	}
 	want := `7:16 routes.auth
-13:16 functions.a.events[1].timer
 17:17 functions.a.events[2].http.cors
 18:37 functions.b.contract
 19:21 rollout.keepWarm`

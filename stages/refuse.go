@@ -45,15 +45,18 @@ func unsupported(p *project.Project) []project.Problem {
 	}
 	for _, f := range p.Functions {
 		at := "functions." + f.Name
-		if f.Kind == project.KindJob {
-			no(at+".kind", "kind: job")
+		if f.Kind == project.KindJob && f.Contract != "event" && f.Contract != "app" {
+			no(at+".contract", "a job with contract: "+f.Contract)
 		}
 		// A server needs no adapter, only its language's base.
 		if _, ok := launchers[f.Language]; !ok && f.Contract != "app" {
 			no(at+".runtime", "runtime "+f.Runtime+" (no adapter for "+f.Language+")")
 		}
-		for _, e := range events(p, f, "timer", len(f.Timers)) {
-			no(e, "a timer event")
+		// The adapter takes a timer's call, and knows it by its key.
+		if f.Kind != project.KindJob && f.Contract != "event" {
+			for _, e := range events(p, f, "timer", len(f.Timers)) {
+				no(e, "a timer event of a function with contract: "+f.Contract)
+			}
 		}
 		for _, e := range events(p, f, "cloudevent", len(f.Triggers)) {
 			no(e, "a cloudevent event")
@@ -154,12 +157,12 @@ func unsupportedAt(p *project.Project, at bundle.Site) []project.Problem {
 			if len(u.Config) > 0 {
 				no(u, "config", "the local target has no config maps", next)
 			}
-			if u.Network == "internal" && p.Routes.Host == "" {
+			if u.Network == "internal" && p.Routes.Host == "" && !u.Job { // a job has no address to hide
 				no(u, "network", "the local target has no inside that hides a unit", next)
 			}
 			continue
 		}
-		if u.Scale.Metric == "cpu" && !at.Cluster.Has(featureHPA) {
+		if u.Scale.Metric == "cpu" && !u.Job && !at.Cluster.Has(featureHPA) {
 			no(u, "scale.metric", fmt.Sprintf("cluster %s does not scale by CPU", at.Name),
 				"use concurrency or rps, or ask the platform team for feature "+featureHPA+" in clusters.yml")
 		}

@@ -73,6 +73,14 @@ type state struct {
 	result Result
 }
 
+// now is the time by the job's clock; the zero time where it has none.
+func (s *state) now() time.Time {
+	if s.World.Now == nil {
+		return time.Time{}
+	}
+	return s.World.Now()
+}
+
 // project reads faas.yml for the job's environment, once.
 func (s *state) project(context.Context) (*project.Project, error) {
 	if s.proj != nil {

@@ -54,7 +54,7 @@ func planDeploy(ctx context.Context, s *state) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	in := DeployInput{Job: s.Job, Scope: scope, Project: p, Bundle: s.Bundle.Digest, Build: *plan, Images: images}
+	in := DeployInput{Job: s.Job, Scope: scope, Project: p, Bundle: s.Bundle.Digest, Build: *plan, Images: images, Now: s.now()}
 	state, err := deployer.Observe(ctx, t, scope)
 	if err != nil {
 		return "", err
@@ -177,6 +177,9 @@ func (s *state) published(r deployer.Release) error {
 		routes = s.deploy.Routes
 	}
 	for _, u := range r.Units {
+		if u.Spec.Job != nil {
+			continue // it has no address
+		}
 		found := false
 		for _, rt := range routes {
 			if rt.Unit == u.Unit {

@@ -63,6 +63,7 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 				{Name: "resume", Usage: "let pipelines deploy again after a rollback", Flags: where, Action: c.resume},
 			}},
 			c.secretCommand(where),
+			c.runCommand(where),
 			{Name: "version", Usage: "print the version", Action: func(*cli.Context) error {
 				_, err := io.WriteString(out, version+"\n")
 				return err

@@ -15,12 +15,14 @@ import (
 
 // status is what `faas status --json` prints.
 type status struct {
-	Scope    deployer.Scope     `json:"scope"`
-	Head     deployer.Head      `json:"head"`
-	Live     *deployer.Release  `json:"live,omitempty"`
-	Services []deployer.Service `json:"services"`
-	Rollback deployer.Readiness `json:"rollback"`
-	Warnings []string           `json:"warnings"`
+	Scope    deployer.Scope           `json:"scope"`
+	Head     deployer.Head            `json:"head"`
+	Live     *deployer.Release        `json:"live,omitempty"`
+	Services []deployer.Service       `json:"services"`
+	Timers   []deployer.ObservedTimer `json:"timers,omitempty"`
+	Rollback deployer.Readiness       `json:"rollback"`
+	Warnings []string                 `json:"warnings"`
+	now      time.Time                // when it was seen
 }
 
 func (c command) status(ctx *cli.Context) error {
@@ -34,7 +36,7 @@ func (c command) status(ctx *cli.Context) error {
 		return stages.Explain(ctx.Context, err)
 	}
 	now := time.Now()
-	out := status{Scope: scope, Head: s.Head, Live: s.Live, Services: s.Services, Warnings: s.Warnings(now)}
+	out := status{Scope: scope, Head: s.Head, Live: s.Live, Services: s.Services, Timers: s.Timers, now: now, Warnings: s.Warnings(now)}
 	if out.Rollback, err = deployer.CanRollback(ctx.Context, t, scope, s, now); err != nil {
 		return stages.Explain(ctx.Context, err)
 	}
@@ -52,6 +54,9 @@ func (s status) String() string {
 		for _, u := range s.Live.Units {
 			say("  %-16s %-40s %s", u.Unit, u.Revision, u.URL)
 		}
+	}
+	for _, line := range stages.TimerLines(s.Timers, s.now) {
+		say("%s", line)
 	}
 	if h := s.Head.Held; h != "" {
 		say("held: %s; continue with: faas release resume", h)

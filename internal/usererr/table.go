@@ -48,6 +48,7 @@ const (
 	CodeHeld              Code = "E1405"
 	CodeRestored          Code = "E1406"
 	CodeLocked            Code = "E1407"
+	CodeRunFailed         Code = "E1408"
 
 	CodeInternal Code = "E1901"
 )
@@ -101,6 +102,7 @@ var table = map[Code]entry{
 	CodeHeld:              {Held, "deploy while the release is held", "run: faas release resume"},
 	CodeRestored:          {Restored, "finish the rollout", "the previous release serves again; correct the cause and start a new pipeline"},
 	CodeLocked:            {External, "take the release lock", "another job is deploying this service; run this job again when it has ended"},
+	CodeRunFailed:         {Project, "run the job to its end", "read its last lines above"},
 
 	CodeInternal: {Internal, "finish the job", "this is a bug in Kuroko; please report it with the job's log"},
 }
