@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 type lab struct {
 	t        testing.TB
 	services *devenv.Server
+	started  devtest.Lab
 	dir      string
 	environ  []string
 	stdin    string
@@ -44,7 +45,7 @@ func newLabWith(t testing.TB, files map[string]string) *lab {
 	t.Helper()
 	started := devtest.Start(t)
 	started.Publish(t, devenv.Release{Files: files}, "test", "prod")
-	l := &lab{t: t, services: started.Services, dir: t.TempDir()}
+	l := &lab{t: t, services: started.Services, started: started, dir: t.TempDir()}
 	l.environ = []string{
 		"CI_PROJECT_ID=42", "CI_PROJECT_PATH=team/shop", "FAAS_ENVIRONMENT=test", "FAAS_PLATFORM_DIR=" + started.Platform.Dir,
 		"XDG_CACHE_HOME=" + t.TempDir(),
