@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/url"
 	"path"
 	"regexp"
 	"slices"
@@ -60,6 +61,9 @@ type Cluster struct {
 	// Ingress is where the runner reaches units when their names don't resolve
 	// where it runs: host:port. Empty leaves it to DNS. Knative only.
 	Ingress string `yaml:"ingress,omitempty"`
+	// Prometheus is the address, in front of /api/v1, that the queries of
+	// rollout.analysis are sent to; empty: there is none.
+	Prometheus string `yaml:"prometheus,omitempty"`
 	// Gateway serves `routes.host`; the zero value means there is none.
 	Gateway Gateway `yaml:"gateway,omitempty"`
 	// Registry is the host and path in front of relative image references.
@@ -144,6 +148,9 @@ func (c Cluster) check(d *yamlDoc, name string) {
 	}
 	if c.Ingress != "" && (c.Kind == KindLocal || !hostPort.MatchString(c.Ingress)) {
 		d.badf(at("ingress"), "%q is not host:port of a knative cluster", c.Ingress)
+	}
+	if u, err := url.Parse(c.Prometheus); c.Prometheus != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "") {
+		d.badf(at("prometheus"), "%q is not an http or https address without user and query", c.Prometheus)
 	}
 	if c.Domain != "" && !dnsName.MatchString(c.Domain) {
 		d.badf(at("domain"), "%q is not a domain name", c.Domain)

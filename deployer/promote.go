@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -399,7 +398,7 @@ func (p Policy) validate(services map[string]bool) error {
 		last = s.Weight
 	}
 	for _, v := range p.Verify {
-		if !services[v.Service] || v.Method == "" || !strings.HasPrefix(v.Path, "/") || http.StatusText(v.Status) == "" {
+		if !services[v.Service] || v.Method == "" || !strings.HasPrefix(v.Path, "/") || v.Status < 100 || v.Status > 599 {
 			bad = append(bad, fmt.Errorf("deployer: verify %+v", v))
 		}
 	}

@@ -23,6 +23,9 @@ func (r *run) shift(ctx context.Context, rel Release, state State, changes []Cha
 	out := Outcome{Release: rel, Changes: changes}
 	steps := intent.steps(rel.Policy)
 	m := r.moving(rel, state, changes)
+	if len(m.pairs) == 0 {
+		steps = steps[len(steps)-1:] // there is nothing to share with
+	}
 	for n := min(intent.Next, len(steps)-1); n < len(steps); n++ {
 		step := steps[n]
 		err := r.lease.update(ctx, func(h *Head) {

@@ -77,6 +77,7 @@ var classOf = map[deployer.Code]usererr.Class{
 	deployer.Unable:            usererr.Unable,
 	deployer.WrongAnswer:       usererr.External,
 	deployer.TooSlow:           usererr.External,
+	deployer.NoRoom:            usererr.External,
 }
 
 // explainDeploy is nil for an error that is not the deployer's.
@@ -124,7 +125,12 @@ func explainDeploy(err error) error {
 	default:
 		return nil
 	}
-	return &usererr.Error{Code: code, Err: err}
+	e := &usererr.Error{Code: code, Err: err}
+	var held *deployer.HeldError
+	if errors.As(err, &held) {
+		e.Next = held.Next
+	}
+	return e
 }
 
 // readable is a log line as a person reads it: of our adapters' JSON lines the

@@ -19,6 +19,7 @@ const (
 	fileImages     = "images.json"
 	fileDeployPlan = "deployplan.json"
 	fileRelease    = "release.json"
+	fileStaged     = "staged.json"
 	fileReport     = "report.json"
 )
 

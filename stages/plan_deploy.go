@@ -117,7 +117,7 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 	plan := DeployPlan{Version: 1, Observed: ObservedNone, Deploy: deployer.Plan{
 		Scope:  in.Scope,
 		Commit: in.Job.Commit.SHA, Pipeline: in.Job.Pipeline.IID, Bundle: in.Bundle,
-		CreatedBy: in.Job.URL, Policy: deployer.Policy{Strategy: in.Project.Rollout.Strategy}, Inputs: map[string]map[string]string{},
+		CreatedBy: in.Job.URL, Policy: policyOf(in.Project), Inputs: map[string]map[string]string{},
 	}}
 	state := deployer.State{}
 	if in.Observed != nil {

@@ -162,8 +162,7 @@ rollout: {keepWarm: 5m, strategy: direct}
 	}
 	want := `7:16 routes.auth
 17:17 functions.a.events[2].http.cors
-18:37 functions.b.contract
-19:21 rollout.keepWarm`
+18:37 functions.b.contract`
 	if s := strings.Join(got, "\n"); s != want {
 		t.Errorf("got\n%s\nwant\n%s", s, want)
 	}

@@ -2,11 +2,14 @@ package stages
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/kuroko-faas/kuroko/bundle"
+	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/project"
 )
@@ -107,15 +110,6 @@ func unsupported(p *project.Project) []project.Problem {
 	for _, pl := range p.Plugins {
 		no("plugins", "plugin "+pl.Name)
 	}
-	if s := p.Rollout.Strategy; s != "direct" {
-		no("rollout.strategy", "strategy: "+s)
-	}
-	if len(p.Rollout.Verify) > 0 {
-		no("rollout.verify", "verify")
-	}
-	if line, _ := p.Position("rollout.keepWarm"); line > 0 && p.Rollout.KeepWarm != 0 && p.Rollout.Strategy == "direct" {
-		no("rollout.keepWarm", "keepWarm")
-	}
 	if p.Preview != nil {
 		no("preview", "preview")
 	}
@@ -167,9 +161,69 @@ func unsupportedAt(p *project.Project, at bundle.Site) []project.Problem {
 				"use concurrency or rps, or ask the platform team for feature "+featureHPA+" in clusters.yml")
 		}
 	}
+	out = append(out, badQueries(p, at)...)
 	asWritten(p, out)
 	inFileOrder(out)
 	return out
+}
+
+// badQueries names the queries of an analysis that can't be asked.
+func badQueries(p *project.Project, at bundle.Site) []project.Problem {
+	if p.Rollout.Analysis == nil {
+		return nil
+	}
+	var out []project.Problem
+	for i, q := range p.Rollout.Analysis.Queries {
+		path := fmt.Sprintf("rollout.analysis.queries[%d].query", i)
+		if at.Cluster.Prometheus == "" {
+			out = append(out, p.Problem(path, project.CodeConflict, "cluster "+at.Name+" has no metrics to query",
+				"leave queries out, or ask the platform team to set prometheus in clusters.yml"))
+		}
+		if err := (analysis.Query{Name: q.Name, Query: q.Query}).Check(); err != nil {
+			out = append(out, p.Problem(path, project.CodeConflict, err.Error(), "write a variable as {{revision}}"))
+		}
+	}
+	return out
+}
+
+// needsApproval says what of the rollout waits for a person; empty: nothing.
+func needsApproval(p *project.Project) (path, what string) {
+	if p.Rollout.Strategy == deployer.Manual {
+		return "rollout.strategy", "strategy: manual"
+	}
+	if p.Rollout.Strategy == deployer.Canary {
+		for i, s := range p.Rollout.Steps {
+			if s.Approval {
+				return fmt.Sprintf("rollout.steps[%d].pause", i), "pause: approval"
+			}
+		}
+	}
+	return "", ""
+}
+
+// graphApproval is the template's graph whose promotion is a job of its own,
+// which a person starts.
+const graphApproval = "approval"
+
+// checkGraph asserts that the pipeline has the jobs that the rollout needs:
+// GitLab fixed them before it could read faas.yml.
+func checkGraph(p *project.Project, graph string) error {
+	path, what := needsApproval(p)
+	if what == "" || graph == "" || graph == graphApproval {
+		return nil
+	}
+	inputs := "environment: " + p.Environment.Name
+	if b := p.Environment.Branch; b != "" {
+		inputs += ", branch: " + b
+	}
+	if t := p.Environment.Tag; t != "" {
+		inputs += ", tag: " + t
+	}
+	return &usererr.Error{
+		Code: usererr.CodeEnvironment,
+		Err:  errors.New(p.Problem(path, project.CodeConflict, fmt.Sprintf("%s waits for a person, and this pipeline (graph: %s) has no job for that", what, graph), "").String()),
+		Next: "in .gitlab-ci.yml, include the template with inputs: {" + inputs + ", graph: approval}",
+	}
 }
 
 // events are the paths of a function's n events of one kind, in file order.

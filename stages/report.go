@@ -36,9 +36,11 @@ type Report struct {
 type Result struct {
 	Images  []ImageResult `json:"images,omitempty"`
 	Release string        `json:"release,omitempty"`
-	Target  string        `json:"target,omitempty"`  // knative, local
-	Sandbox string        `json:"sandbox,omitempty"` // of the local target
-	URLs    []FunctionURL `json:"urls,omitempty"`
+	// Awaiting says what Release waits for, where it is not live yet.
+	Awaiting string        `json:"awaiting,omitempty"`
+	Target   string        `json:"target,omitempty"`  // knative, local
+	Sandbox  string        `json:"sandbox,omitempty"` // of the local target
+	URLs     []FunctionURL `json:"urls,omitempty"`
 }
 
 // ImageResult is one image by digest.

@@ -71,6 +71,9 @@ type state struct {
 	looked *Tree             // for a plan that only people read
 	tree   *os.Root          // the work tree; closed at the end of Run
 	result Result
+	// awaiting and released say what deploy came to in this process: a release
+	// that waits for a person, and how it goes on; or one that is live.
+	awaiting, released string
 }
 
 // now is the time by the job's clock; the zero time where it has none.

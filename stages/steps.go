@@ -51,6 +51,9 @@ func readProject(ctx context.Context, s *state) (string, error) {
 	if len(taken) > 0 {
 		return "", reservedError(taken)
 	}
+	if err := checkGraph(p, s.variable("FAAS_GRAPH")); err != nil {
+		return "", err
+	}
 	env := p.Environment
 	if env.Branch != "" && s.Job.Commit.Branch != env.Branch {
 		return "", assertion(env.Name, "branch", env.Branch, s.Job.Commit.Branch)

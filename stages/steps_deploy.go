@@ -118,8 +118,13 @@ func deployRelease(ctx context.Context, s *state) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	metrics, err := s.prometheus(ctx)
+	if err != nil {
+		return "", err
+	}
 	out, err := deployer.Deploy(ctx, t, s.deploy.Deploy, deployer.Options{
-		Holder: s.holder(), ReadyTimeout: p.Rollout.ReadyTimeout.Std(), Keep: p.Rollout.Keep,
+		Prometheus: metrics,
+		Holder:     s.holder(), ReadyTimeout: p.Rollout.ReadyTimeout.Std(), Keep: p.Rollout.Keep,
 		Progress: Progress(s.Log),
 	})
 	if err != nil {
@@ -133,6 +138,10 @@ func deployRelease(ctx context.Context, s *state) (string, error) {
 			s.Log.Printf("decided again under the lease: %s", d)
 		}
 	}
+	if out.Awaiting != "" {
+		return "", s.waits(out)
+	}
+	s.released = "release " + out.ID
 	if err := s.published(out.Release); err != nil {
 		return "", err
 	}
@@ -196,27 +205,6 @@ func (s *state) published(r deployer.Release) error {
 		s.Log.Printf("  %s  (%s)", u.URL, u.Revision)
 	}
 	return writeWork(s.Job.Dir, fileRelease, r)
-}
-
-// promoteRelease confirms that what deploy made is live. With the direct
-// strategy, the only one so far, deploy has moved the traffic itself.
-func promoteRelease(ctx context.Context, s *state) (string, error) {
-	var r deployer.Release
-	if err := readWork(s.Job.Dir, fileRelease, &r); err != nil {
-		return "", err
-	}
-	t, err := s.open(ctx)
-	if err != nil {
-		return "", err
-	}
-	head, err := t.Head(ctx, r.Scope)
-	if err != nil {
-		return "", err
-	}
-	if head.Live != r.ID {
-		return "", &usererr.Error{Code: usererr.CodeSuperseded, What: "promote release " + r.ID, Err: fmt.Errorf("release %s is live", head.Live)}
-	}
-	return "strategy direct: release " + r.ID + " took the traffic in the deploy stage", nil
 }
 
 // rollbackRelease returns to the previous release, from the record alone: a

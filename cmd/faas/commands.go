@@ -208,7 +208,9 @@ func (c command) rollback(ctx *cli.Context) error {
 		return err
 	}
 	defer r.Bundle.Close()
-	out, err := deployer.Rollback(ctx.Context, t, scope, ctx.String("to"), c.options())
+	o := c.options()
+	o.SkipCapacity = ctx.Bool("now")
+	out, err := deployer.Rollback(ctx.Context, t, scope, ctx.String("to"), o)
 	if errors.Is(err, deployer.ErrNotFound) {
 		return &usererr.Error{Code: usererr.CodeUsage, What: "roll back", Err: err, Next: "faas release list prints what there is"}
 	}
@@ -216,6 +218,29 @@ func (c command) rollback(ctx *cli.Context) error {
 		return stages.Explain(ctx.Context, err)
 	}
 	return c.print(ctx, out, fmt.Sprintf("release %s is live again; pipelines don't deploy until: faas release resume\n", out.ID))
+}
+
+func (c command) promote(ctx *cli.Context) error {
+	r, scope, t, err := c.target(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Bundle.Close()
+	o := c.options()
+	if o.Prometheus, err = r.Prometheus(ctx.Context); err != nil {
+		return err
+	}
+	out, err := deployer.Promote(ctx.Context, t, scope, 0, o)
+	if errors.Is(err, deployer.ErrNotFound) {
+		return &usererr.Error{Code: usererr.CodeUsage, What: "promote a release", Err: err, Next: "faas status prints what is live, and what waits"}
+	}
+	if err != nil {
+		return stages.Explain(ctx.Context, err)
+	}
+	if out.Awaiting != "" {
+		return c.print(ctx, out, out.Awaiting+"\n")
+	}
+	return c.print(ctx, out, fmt.Sprintf("release %s is live\n", out.ID))
 }
 
 func (c command) resume(ctx *cli.Context) error {

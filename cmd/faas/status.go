@@ -75,6 +75,9 @@ func (s status) String() string {
 			say("unfinished: rollout to %s at %s; the watchdog or the next deploy ends it", r.To, at)
 		}
 	}
+	if id := s.Head.Staged; id != "" {
+		say("waits for a person: %s is ready at 0 %%; go on with: faas release promote", id)
+	}
 	switch r := s.Rollback; {
 	case r.To == "" && s.Live != nil:
 		say("rollback not possible: %s", r.Why)

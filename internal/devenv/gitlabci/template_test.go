@@ -201,9 +201,39 @@ func TestTemplateInputs(t *testing.T) {
 	}
 	checkJobs(t, r.Config)
 
-	include("environment: x, branch: main, graph: approval")
+	include("environment: x, branch: main, graph: circle")
 	if _, err := c.Run(t.Context(), gitlabci.Pipeline{}); err == nil || !strings.Contains(err.Error(), "not in the list of allowed options") {
-		t.Errorf("graph: approval: got %v, want a refusal", err)
+		t.Errorf("graph: circle: got %v, want a refusal", err)
+	}
+}
+
+// With graph: approval a person starts the job that makes live.
+func TestApprovalGraph(t *testing.T) {
+	s := server(t)
+	c := hello(t, s, "main")
+	text := "include:\n  - {project: platform/faas-ci, ref: v1, file: /ci-templates/faas.gitlab-ci.yml, inputs: {environment: prod, branch: main, graph: approval}}\n"
+	if err := os.WriteFile(filepath.Join(c.Dir, ".gitlab-ci.yml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, started := range []bool{false, true} {
+		p := gitlabci.Pipeline{Path: []string{fakeRunner(t, 0)}}
+		want := []string{"build:prod", "stage:prod"}
+		if started {
+			p.Manual, want = []string{"promote:prod"}, append(want, "promote:prod")
+		}
+		r, err := c.Run(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := jobNames(r); !slices.Equal(got, want) {
+			t.Errorf("ran %q, want %q", got, want)
+		}
+		for _, j := range r.Jobs {
+			said := map[string]string{"stage:prod": "run deploy for prod tier sandbox graph approval action prepare", "promote:prod": "run promote for prod tier sandbox graph approval action start"}[j.Name]
+			if !strings.Contains(j.Log, said) {
+				t.Errorf("%s said\n%s\nwant %s", j.Name, j.Log, said)
+			}
+		}
 	}
 }
 
