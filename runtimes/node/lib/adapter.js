@@ -17,6 +17,7 @@ const { httpEvent, reply, sendReply } = require('./event');
 const { locate, load, mayWait, invoke } = require('./load');
 const { newContext, memoryLimitMB } = require('./context');
 const { Call } = require('./call');
+const { Metrics } = require('./metrics');
 const { runJob } = require('./job');
 const { fire, isTimerCall, readTimer, timerEvent, timerCloudEvent } = require('./timer');
 
@@ -78,6 +79,10 @@ async function start({ env, cwd, home, logger, guards }) {
     return runJob({ adapter, env, logger, guards, failed });
   }
   await Promise.race([adapter.listen(portOf(env), env.FAAS_HOST), failed]);
+  if (env.FAAS_METRICS_PORT) {
+    const port = await adapter.metrics.serve(number(env, 'FAAS_METRICS_PORT', 0), env.FAAS_HOST, logger);
+    logger.write('debug', 'metrics', { port });
+  }
   onSignals(adapter, guards);
   await Promise.race([adapter.loadAll(), failed]);
   guards.starting = null;
@@ -98,6 +103,7 @@ class Adapter {
       this.functions.set(fn.name, { fn, file: locate(fn, dir), module: null });
       this.slots.set(fn.name, new Limiter(fn.concurrency));
     }
+    this.metrics = new Metrics();
     this.contextLogger = logger.forContext();
     this.server = http.createServer({ IncomingMessage: Request, ServerResponse: Response }, (req, res) => this.handle(req, res));
     // Longer than the proxies in front keep a connection, so that they close it, not we under them.
@@ -203,13 +209,18 @@ class Adapter {
   ended(call, req, res) {
     call.end();
     this.calls.delete(call);
+    // 499: the client left before the answer was complete.
+    const status = res.writableFinished ? res.statusCode : 499;
+    if (call.functionName) {
+      // Who asked for nothing that is here, or who we are, is no function's.
+      this.metrics.count(call.functionName, status, call.ms());
+    }
     this.logger.access({
       requestId: call.requestId,
       function: call.functionName,
       route: call.route,
       method: req.method,
-      // 499: the client left before the answer was complete.
-      status: res.writableFinished ? res.statusCode : 499,
+      status,
       ms: call.ms(),
       bytes: res.bodyBytes,
       traceId: call.traceparent ? call.traceparent.split('-')[1] : undefined,
