@@ -54,4 +54,10 @@ demo: build ## the whole main job on this machine; MARK=word, KEEP=1, TARGET=kna
 bench: ## start of the runner, and builds cold / code change / no change with request counts
 	$(GO) test -run '^$$' -bench . ./cmd/stage-runner ./builder
 
+# All builders on all applications take some 20 minutes on two quiet cores.
+.PHONY: bench-build
+bench-build: ## our engines against kaniko, buildah and BuildKit in interleaved rounds; APPS=node-small ROUNDS=1 ENGINES=layer,buildkit OUT=FILE
+	@$(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null 2>&1 || { $(MAKE) build && $(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null; }
+	cd bench && $(GO) run . $(if $(APPS),-apps '$(APPS)') $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(ENGINES),-engines '$(ENGINES)') $(if $(OUT),-out '$(abspath $(OUT))')
+
 include lab/lab.mk

@@ -1,0 +1,180 @@
+// Package services is the world that all builders share in one measurement: a
+// registry and a read-through cache of a package registry, both on loopback,
+// both counting.
+package services
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+)
+
+// Counts are what a server was asked.
+type Counts struct {
+	Requests int64
+	In, Out  int64 // body bytes received and sent
+}
+
+// Server is a counting HTTP server on loopback.
+type Server struct {
+	Host string // 127.0.0.1:port
+
+	requests, in, out atomic.Int64
+	http              *http.Server
+}
+
+// start serves h on a port of its own.
+func start(h http.Handler) (*Server, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{Host: l.Addr().String()}
+	s.http = &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.requests.Add(1)
+		r.Body = &reader{r.Body, &s.in}
+		h.ServeHTTP(&writer{w, &s.out}, r)
+	})}
+	go func() { _ = s.http.Serve(l) }()
+	return s, nil
+}
+
+// Reset starts counting from zero.
+func (s *Server) Reset() { s.requests.Store(0); s.in.Store(0); s.out.Store(0) }
+
+// Counts are those since Reset.
+func (s *Server) Counts() Counts { return Counts{s.requests.Load(), s.in.Load(), s.out.Load()} }
+
+// Close ends the server.
+func (s *Server) Close() error { return s.http.Close() }
+
+type reader struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.n.Add(int64(n))
+	return n, err
+}
+
+type writer struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.n.Add(int64(n))
+	return n, err
+}
+
+// Registry is go-containerregistry's, with its blobs in dir.
+func Registry(dir string) (*Server, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	return start(registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(dir)), registry.Logger(log.New(io.Discard, "", 0)),
+		registry.WithReferrersSupport(true)))
+}
+
+// maxPackage is more than any package archive or index has.
+const maxPackage = 512 << 20
+
+// Cache reads through to upstream and keeps every answer in dir, so that no
+// builder measures the network outside. Addresses of upstream in an index
+// become the cache's own.
+func Cache(upstream, dir string) (*Server, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	c := &cache{upstream: strings.TrimSuffix(upstream, "/"), dir: dir}
+	s, err := start(c)
+	if err != nil {
+		return nil, err
+	}
+	c.self.Store(&s.Host)
+	return s, nil
+}
+
+type cache struct {
+	upstream, dir string
+	self          atomic.Pointer[string]
+}
+
+func (c *cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		http.Error(w, "read only", http.StatusMethodNotAllowed)
+		return
+	}
+	sum := sha256.Sum256([]byte(r.URL.EscapedPath() + "\x00" + r.Header.Get("Accept")))
+	file := filepath.Join(c.dir, hex.EncodeToString(sum[:]))
+	data, err := os.ReadFile(file)
+	if err != nil {
+		var status int
+		if data, status, err = c.fetch(r.Context(), r.URL.EscapedPath(), r.Header.Get("Accept"), file); err != nil {
+			http.Error(w, err.Error(), status)
+			return
+		}
+	}
+	kind := "application/json"
+	if binary(r.URL.Path) {
+		kind = "application/octet-stream"
+	} else {
+		data = bytes.ReplaceAll(data, []byte(c.upstream), []byte("http://"+*c.self.Load()))
+	}
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Cache-Control", "max-age=86400")
+	_, _ = w.Write(data)
+}
+
+func binary(path string) bool {
+	switch filepath.Ext(path) {
+	case ".tgz", ".whl", ".gz", ".jar", ".zip":
+		return true
+	}
+	return false
+}
+
+func (c *cache) fetch(ctx context.Context, path, accept, file string) ([]byte, int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.upstream+path, nil)
+	if err != nil {
+		return nil, http.StatusBadRequest, err
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, http.StatusBadGateway, fmt.Errorf("the package registry did not answer: %w", err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxPackage))
+	if err != nil {
+		return nil, http.StatusBadGateway, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, resp.StatusCode, fmt.Errorf("the package registry answered %s", resp.Status)
+	}
+	tmp := file + ".new"
+	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+		return nil, http.StatusInsufficientStorage, err
+	}
+	return data, http.StatusOK, os.Rename(tmp, file)
+}
