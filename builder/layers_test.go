@@ -33,6 +33,9 @@ import (
 
 func TestMain(m *testing.M) {
 	sandbox.Main()
+	if task, ok := os.LookupEnv(memoryJob); ok {
+		os.Exit(runMemoryTask(task))
+	}
 	os.Exit(m.Run())
 }
 
