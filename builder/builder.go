@@ -78,14 +78,24 @@ type Config struct {
 	Labels     map[string]string `json:"labels,omitempty"`
 }
 
+// Kinds of [Dependencies].
+const (
+	KindNPM = "npm"
+	KindPip = "pip"
+)
+
 // Dependencies names the lock file that decides the dependency layer.
 type Dependencies struct {
-	Kind string // npm
-	// FS holds Manifest (package.json) and Lock (package-lock.json).
+	Kind string // KindNPM, KindPip
+	// FS holds Manifest (package.json; pip has none) and Lock
+	// (package-lock.json, requirements.txt).
 	FS             fs.FS
 	Manifest, Lock string
-	// Prefix is the folder in the image that node_modules goes into.
+	// Prefix is the folder in the image that node_modules goes into, or that
+	// Python's lib and bin are in (/usr/local).
 	Prefix string
+	// ABI is the base image's label, which Python's wheels are chosen by.
+	ABI string
 	// Registry is the package registry's base URL, from bundle or machine;
 	// never part of a key, because integrity decides the content.
 	Registry string

@@ -15,12 +15,16 @@ import (
 
 	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/npm"
+	"github.com/kuroko-faas/kuroko/builder/pip"
 	"github.com/kuroko-faas/kuroko/builder/registry"
 )
 
 // depsVersion is part of every dependency key: another way to write the layer
 // has to raise it.
-const depsVersion = "npm/2"
+const (
+	depsVersion = "npm/2"
+	pipVersion  = "pip/1"
+)
 
 // maxLock is more than any honest lock file has.
 const maxLock = 64 << 20
@@ -34,34 +38,11 @@ type depsMemo struct {
 // dependencies finds or makes the dependency layer and brings it into the
 // image's repository. nil means that there is nothing to install.
 func (b *build) dependencies(ctx context.Context) (*part, error) {
-	d := b.req.Dependencies
-	manifest, err := readInput(d.FS, d.Manifest)
-	if err != nil {
+	r, err := b.recipe()
+	if err != nil || r.empty {
 		return nil, err
 	}
-	lock, err := readInput(d.FS, d.Lock)
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := npm.Parse(manifest, lock)
-	var plan npm.Plan
-	if err == nil {
-		plan, err = parsed.Plan(b.e.npmPlatform())
-	}
-	foreign := errors.Is(err, npm.ErrNeedsInstaller)
-	if err != nil && !foreign {
-		return nil, err
-	}
-	var key string
-	switch {
-	case foreign:
-		// npm reads more than the plan: all of both files takes part.
-		key = b.depsKey("installer", string(manifest), string(lock))
-	case plan.Empty():
-		return nil, nil
-	default:
-		key = b.depsKey(plan.Parts()...)
-	}
+	key := b.depsKey(r.parts...)
 	// Several images with the same dependencies at once: one makes the layer,
 	// the others mount it.
 	unlock := b.e.memo.lock("deps " + key)
@@ -70,7 +51,7 @@ func (b *build) dependencies(ctx context.Context) (*part, error) {
 	if p != nil || err != nil {
 		return p, err
 	}
-	l, err := b.makeDeps(ctx, plan, foreign, manifest, lock)
+	l, err := b.makeDeps(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +62,7 @@ func (b *build) dependencies(ctx context.Context) (*part, error) {
 	case hint == nil:
 	case hint.Digest == p.info.Digest:
 		from = &repo // what is there is what it should be
-	case !foreign:
+	case r.write != nil:
 		b.warn("the shared index of dependency layers in %s holds something else than these packages under %s, which was not used: whoever can push there can have written it",
 			repo, keyTag(repo, "deps-", key).TagStr())
 	}
@@ -91,6 +72,78 @@ func (b *build) dependencies(ctx context.Context) (*part, error) {
 	b.remember(key, p.info)
 	b.offer(ctx, key, p.info)
 	return p, nil
+}
+
+// recipe is how a dependency layer comes about.
+type recipe struct {
+	empty bool // there is nothing to install
+	parts []string
+	// write makes the layer from the lock file; nil where only the installer
+	// can. install, which may be nil, is for what only an archive tells.
+	write   func(ctx context.Context, w *layer.Writer) error
+	install func(ctx context.Context) (l *layer.Layer, sandbox string, err error)
+}
+
+// recipe reads the lock file.
+func (b *build) recipe() (recipe, error) {
+	d := b.req.Dependencies
+	lock, err := readInput(d.FS, d.Lock)
+	if err != nil {
+		return recipe{}, err
+	}
+	if d.Kind == KindPip {
+		return b.pipRecipe(lock)
+	}
+	manifest, err := readInput(d.FS, d.Manifest)
+	if err != nil {
+		return recipe{}, err
+	}
+	parsed, err := npm.Parse(manifest, lock)
+	var plan npm.Plan
+	if err == nil {
+		plan, err = parsed.Plan(b.e.npmPlatform())
+	}
+	r := recipe{install: func(ctx context.Context) (*layer.Layer, string, error) { return install(ctx, b.e.o, d, manifest, lock) }}
+	switch {
+	case errors.Is(err, npm.ErrNeedsInstaller):
+		// npm reads more than the plan: all of both files takes part.
+		r.parts = []string{"installer", string(manifest), string(lock)}
+		return r, nil
+	case err != nil:
+		return recipe{}, err
+	}
+	r.empty, r.parts = plan.Empty(), plan.Parts()
+	r.write = func(ctx context.Context, w *layer.Writer) error {
+		o := b.e.o
+		f := &npm.Fetcher{Registry: d.Registry, Scopes: o.NPMScopes, Authorize: o.Authorize, Client: b.e.npm, Cache: o.NPMCache,
+			Temp: o.TempDir, Attempts: o.Attempts, Delay: o.Delay}
+		return f.Write(ctx, w, d.Prefix, plan)
+	}
+	return r, nil
+}
+
+func (b *build) pipRecipe(lock []byte) (recipe, error) {
+	d, o := b.req.Dependencies, b.e.o
+	plan, err := b.e.pipPlan(d, lock)
+	if err != nil {
+		return recipe{}, err
+	}
+	f := &pip.Fetcher{Index: d.Registry, Authorize: o.Authorize, Client: b.e.npm, Cache: o.PipCache, Temp: o.TempDir, Attempts: o.Attempts, Delay: o.Delay}
+	return recipe{empty: plan.Empty(), parts: append([]string{pipVersion}, plan.Parts()...), write: func(ctx context.Context, w *layer.Writer) error {
+		return f.Write(ctx, w, d.Prefix, plan)
+	}}, nil
+}
+
+func (e *Layers) pipPlan(d *Dependencies, lock []byte) (pip.Plan, error) {
+	platform, err := pip.ParseABI(d.ABI, e.o.Platform.Architecture)
+	if err != nil {
+		return pip.Plan{}, err
+	}
+	f, err := pip.Parse(lock)
+	if err != nil {
+		return pip.Plan{}, err
+	}
+	return f.Plan(platform)
 }
 
 // depsKey is the key of a dependency layer: what is installed, for what, how
@@ -203,25 +256,22 @@ func (b *build) cacheRepo() name.Repository {
 
 // makeDeps writes the layer from the lock file, or has npm do it where only
 // npm can.
-func (b *build) makeDeps(ctx context.Context, plan npm.Plan, foreign bool, manifest, lock []byte) (*layer.Layer, error) {
-	e, d := b.e, b.req.Dependencies
-	if !foreign {
-		w, err := layer.NewWriter(e.o.TempDir, layer.Gzip)
+func (b *build) makeDeps(ctx context.Context, r recipe) (*layer.Layer, error) {
+	if r.write != nil {
+		w, err := layer.NewWriter(b.e.o.TempDir, layer.Gzip)
 		if err != nil {
 			return nil, err
 		}
 		defer w.Abort()
-		f := &npm.Fetcher{Registry: d.Registry, Scopes: e.o.NPMScopes, Authorize: e.o.NPMAuthorize, Client: e.npm, Cache: e.o.NPMCache,
-			Temp: e.o.TempDir, Attempts: e.o.Attempts, Delay: e.o.Delay}
-		err = f.Write(ctx, w, d.Prefix, plan)
+		err = r.write(ctx, w)
 		if err == nil {
 			return w.Close()
 		}
-		if !errors.Is(err, npm.ErrNeedsInstaller) {
+		if r.install == nil || !errors.Is(err, npm.ErrNeedsInstaller) {
 			return nil, err
 		}
 	}
-	l, sandbox, err := install(ctx, e.o, d, manifest, lock)
+	l, sandbox, err := r.install(ctx)
 	b.sandbox = sandbox
 	return l, err
 }

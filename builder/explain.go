@@ -8,6 +8,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/npm"
+	"github.com/kuroko-faas/kuroko/builder/pip"
 	"github.com/kuroko-faas/kuroko/builder/registry"
 )
 
@@ -36,6 +37,9 @@ func explain(op string, err error) error {
 		return err
 	}
 	if e := explainNPM(err); e != nil {
+		return e
+	}
+	if e := explainPip(err); e != nil {
 		return e
 	}
 	var re *registry.Error
@@ -79,6 +83,37 @@ func explainNPM(err error) error {
 			next = "check that " + pkg.Package + " is published at " + pkg.Host + ", or choose another version"
 		}
 		return &InputError{What: "install the dependencies", Next: next, Err: err}
+	case errors.As(err, &get) && (get.Status == 401 || get.Status == 403):
+		return fmt.Errorf("builder: %w: %w", ErrDenied, err)
+	case errors.As(err, &get):
+		return &Unavailable{Op: "fetch " + get.Package, Host: get.Host, Attempts: get.Attempts, Err: reason{get.Reason(), err}}
+	}
+	return nil
+}
+
+func explainPip(err error) error {
+	const what = "install the dependencies"
+	var (
+		lock *pip.LockError
+		step *pip.OutOfStepError
+		need *pip.NeedsInstallerError
+		pkg  *pip.PackageError
+		get  *pip.FetchError
+	)
+	switch {
+	case errors.As(err, &lock):
+		return &InputError{What: "read requirements.txt", Next: "correct requirements.txt", Err: err}
+	case errors.As(err, &step):
+		return &InputError{What: "requirements.txt is incomplete", Next: "run " + pip.Lock + " and commit requirements.txt", Err: errors.New(strings.Join(step.Problems, "; "))}
+	case errors.As(err, &need):
+		return &InputError{What: what, Next: "pin wheels with their hashes (" + pip.Lock + ", on Linux with the runtime's Python), or install with pip in a Dockerfile: build.builder: dockerfile",
+			Err: fmt.Errorf("requirements.txt %w, which this platform version does not run yet", err)}
+	case errors.As(err, &pkg):
+		next := "check that the package index is the one that requirements.txt was made with"
+		if errors.Is(err, pip.ErrNotPublished) {
+			next = "check that " + pkg.Package + " is published at " + pkg.Host + ", or choose another version"
+		}
+		return &InputError{What: what, Next: next, Err: err}
 	case errors.As(err, &get) && (get.Status == 401 || get.Status == 403):
 		return fmt.Errorf("builder: %w: %w", ErrDenied, err)
 	case errors.As(err, &get):

@@ -32,6 +32,8 @@ type Options struct {
 	// NPMCache keeps package archives, checked each time they are used, so it
 	// may be shared with anybody. "" keeps nothing.
 	NPMCache string
+	// PipCache is the same for wheels.
+	PipCache string
 	// CacheRepo is a repository with an index of dependency layers that
 	// several projects share. Without one, each image's own repository serves.
 	//
@@ -54,8 +56,9 @@ type Options struct {
 	Platform v1.Platform
 	// NPMScopes are other package registries by scope ("@team").
 	NPMScopes map[string]string
-	// NPMAuthorize adds credentials to requests to the package registries.
-	NPMAuthorize func(*http.Request)
+	// Authorize adds credentials to requests to the package registries and
+	// indexes; it is asked for their own hosts alone.
+	Authorize func(*http.Request)
 	// Install runs the real package manager for lock files that need it; nil
 	// means npm of this machine, in a sandbox where there is one: the program's
 	// main then begins with internal/sandbox.Main. It gets the registry's
@@ -120,7 +123,7 @@ func NewLayers(o Options) (*Layers, error) {
 	if o.Install == nil {
 		o.Install = hostNPM{temp: o.TempDir}
 	}
-	for _, dir := range []string{o.CacheDir, o.NPMCache} {
+	for _, dir := range []string{o.CacheDir, o.NPMCache, o.PipCache} {
 		if dir == "" {
 			continue
 		}
@@ -185,7 +188,7 @@ func (r *Request) check() error {
 		return errors.New("builder: the request has no repository")
 	case r.Base.DigestStr() == "":
 		return errors.New("builder: the request has no base by digest")
-	case r.Dependencies != nil && r.Dependencies.Kind != "npm":
+	case r.Dependencies != nil && r.Dependencies.Kind != KindNPM && r.Dependencies.Kind != KindPip:
 		return fmt.Errorf("builder: dependencies of kind %q", r.Dependencies.Kind)
 	}
 	return nil

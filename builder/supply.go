@@ -113,15 +113,17 @@ func (b *build) bom(ctx context.Context) (attest.BOM, error) {
 	if d == nil {
 		return out, nil
 	}
-	manifest, err := readInput(d.FS, d.Manifest)
-	if err != nil {
-		return attest.BOM{}, err
+	var manifest []byte
+	if d.Manifest != "" {
+		if manifest, err = readInput(d.FS, d.Manifest); err != nil {
+			return attest.BOM{}, err
+		}
 	}
 	lock, err := readInput(d.FS, d.Lock)
 	if err != nil {
 		return attest.BOM{}, err
 	}
-	found, unknown := b.e.locked(d.Kind, manifest, lock)
+	found, unknown := b.e.locked(d, manifest, lock)
 	out.Components = append(out.Components, found...)
 	if unknown != "" {
 		out.Unknown = append(out.Unknown, unknown)
@@ -130,9 +132,16 @@ func (b *build) bom(ctx context.Context) (attest.BOM, error) {
 }
 
 // locked are the packages of a lock file, and what it leaves open.
-func (e *Layers) locked(kind string, manifest, lock []byte) (found []attest.Component, unknown string) {
-	if kind != "npm" {
-		return nil, "packages of kind " + kind
+func (e *Layers) locked(d *Dependencies, manifest, lock []byte) (found []attest.Component, unknown string) {
+	if d.Kind == KindPip {
+		plan, err := e.pipPlan(d, lock)
+		if err != nil {
+			return nil, "packages that pip installed"
+		}
+		for _, p := range plan.Packages {
+			found = append(found, attest.Component{Type: "pypi", Name: p.Name, Version: p.Version, Layer: "dependencies"})
+		}
+		return found, ""
 	}
 	parsed, err := npm.Parse(manifest, lock)
 	if err != nil {

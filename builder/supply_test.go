@@ -251,7 +251,7 @@ func TestNothingSecretIsPushed(t *testing.T) {
 	})
 	req := w.request(t, "k1", "one")
 	req.Origin = origin(strings.Repeat("a", 40))
-	o := builder.Options{Keychain: fixed{"ci", password}, NPMAuthorize: func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+npmToken) }}
+	o := builder.Options{Keychain: fixed{"ci", password}, Authorize: func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+npmToken) }}
 	img := mustBuild(t, engine(t, o), req)
 	if len(img.Referrers) != 2 {
 		t.Fatalf("%+v", img)

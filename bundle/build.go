@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/url"
 	"path"
 	"regexp"
 	"slices"
@@ -419,6 +420,17 @@ func (m *Meta) check(doc *yamlDoc, has func(dir string) bool) {
 			if !byDigest.MatchString(rt.Layers[layer]) {
 				doc.badf(at, "%q is not an image by digest, repository@sha256:…", rt.Layers[layer])
 			}
+		}
+	}
+	for _, kind := range slices.Sorted(maps.Keys(m.Mirrors)) {
+		u, err := url.Parse(m.Mirrors[kind])
+		switch {
+		case kind != "npm" && kind != "pip":
+			doc.badf([]string{"mirrors", kind}, "%q is not one of: npm, pip", kind)
+		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+			doc.badf([]string{"mirrors", kind}, "not a web address")
+		case u.User != nil:
+			doc.badf([]string{"mirrors", kind}, "holds credentials: a bundle is public; jobs take them from the netrc file that NETRC names")
 		}
 	}
 	if m.Runner != nil {

@@ -394,7 +394,7 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 // lockFiles decide a language's dependency layer, together with manifests.
 // They take part wherever they are, also when `package` leaves them out.
 var (
-	lockFiles = map[string]string{"node": "package-lock.json"}
+	lockFiles = map[string]string{"node": "package-lock.json", "python": "requirements.txt"}
 	manifests = map[string]string{"node": "package.json"}
 )
 

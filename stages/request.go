@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -87,16 +88,31 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		}
 		return req, nil // its own instructions install what it needs
 	}
-	if rt.Language != "node" {
-		return req, nil
-	}
-	if img.Lock != "" {
-		registry, err := s.World.NPMRegistry(ctx)
+	switch {
+	case rt.Language == "python" && img.Lock == "":
+		return req, otherLock(s.tree)
+	case rt.Language == "python":
+		index, err := s.mirror(ctx, "pip", s.World.PipIndex)
 		if err != nil {
 			return builder.Request{}, err
 		}
 		req.Dependencies = &builder.Dependencies{
-			Kind: "npm", FS: s.tree.FS(), Manifest: manifests["node"], Lock: img.Lock,
+			Kind: builder.KindPip, FS: s.tree.FS(), Lock: img.Lock, Prefix: "/usr/local", ABI: rt.ABI, Registry: index,
+		}
+		return req, nil
+	case rt.Language == "java":
+		splitJava(p.Build.Output, &req)
+		return req, nil
+	case rt.Language != "node":
+		return req, nil
+	}
+	if img.Lock != "" {
+		registry, err := s.mirror(ctx, "npm", s.World.NPMRegistry)
+		if err != nil {
+			return builder.Request{}, err
+		}
+		req.Dependencies = &builder.Dependencies{
+			Kind: builder.KindNPM, FS: s.tree.FS(), Manifest: manifests["node"], Lock: img.Lock,
 			Prefix: codeDir, Registry: registry,
 		}
 		return req, nil
@@ -111,16 +127,68 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 	return req, err
 }
 
+// splitJava puts the libraries that the build command left beside its classes
+// (mvn dependency:copy-dependencies does) into a layer of their own, below the
+// code: they are most of the image and change rarely. A jar directly in the
+// output folder is the program itself. The class path has the classes first.
+func splitJava(output string, req *builder.Request) {
+	if output == "" {
+		return
+	}
+	jars := builder.Tree{Title: "dependencies", FS: req.Code.FS, Prefix: codeDir}
+	classes := []string{path.Join(codeDir, output)}
+	var code, libraries []string
+	add := func(list []string, dir string) []string {
+		if slices.Contains(list, dir) {
+			return list
+		}
+		return append(list, dir)
+	}
+	for _, f := range req.Code.Paths {
+		if path.Ext(f) == ".jar" && within(f, output) && path.Dir(f) != path.Clean(output) {
+			jars.Paths = append(jars.Paths, f)
+			libraries = add(libraries, path.Join(codeDir, path.Dir(f))+"/*")
+			continue
+		}
+		if maven := path.Join(output, "classes"); within(f, maven) {
+			classes = add(classes, path.Join(codeDir, maven))
+		}
+		code = append(code, f)
+	}
+	req.Config.Env = append(req.Config.Env, "CLASSPATH="+strings.Join(append(classes, libraries...), ":"))
+	if len(jars.Paths) > 0 {
+		req.Layers, req.Code.Paths = append(req.Layers, jars), code
+	}
+}
+
+// foreignLocks are Python's other lock files, and what makes a
+// requirements.txt of them.
+var foreignLocks = []struct{ file, command string }{
+	{"uv.lock", "uv export --format requirements-txt -o requirements.txt"},
+	{"poetry.lock", "poetry export -o requirements.txt"},
+	{"Pipfile.lock", "pipenv requirements --hash > requirements.txt"},
+	{"pdm.lock", "pdm export -o requirements.txt"},
+}
+
+// otherLock refuses a lock file that would be passed over.
+func otherLock(tree *os.Root) error {
+	for _, l := range foreignLocks {
+		if _, err := tree.Stat(l.file); err == nil {
+			return &builder.InputError{
+				What: "there is a " + l.file + " and no tracked requirements.txt",
+				Next: "run " + l.command + " and commit requirements.txt (" + l.file + " itself is planned)",
+			}
+		}
+	}
+	return nil
+}
+
 // appConfig is how the image of a server starts. A Dockerfile says that itself.
 func (s *state) appConfig(p *project.Project, img PlannedImage, language string) (builder.Config, error) {
 	if img.Engine == EngineDockerfile {
 		return builder.Config{}, nil
 	}
 	c := builder.Config{WorkingDir: codeDir, User: nonroot, Env: slices.Clone(programs[language].env)}
-	if language == "java" {
-		classes := path.Join(codeDir, p.Build.Output)
-		c.Env = append(c.Env, "CLASSPATH="+classes+":"+javaLibraries+"/*")
-	}
 	for _, f := range p.Functions {
 		if f.Name == img.App {
 			argv, err := startCommand(f, s.tree.FS())

@@ -14,9 +14,6 @@ import (
 	"github.com/kuroko-faas/kuroko/project"
 )
 
-// Where a Java function's dependencies stand in its image.
-const javaLibraries = "/opt/faas/lib"
-
 // procfile is where a server's start command stands when faas.yml does not say
 // it: the file that Heroku, Cloud Foundry and Cloud Native Buildpacks read.
 const procfile = "Procfile"

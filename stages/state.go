@@ -42,6 +42,8 @@ type World struct {
 	// NPMRegistry finds the package registry that lock files are resolved
 	// against. It is asked only when a package is needed.
 	NPMRegistry func(ctx context.Context) (string, error)
+	// PipIndex is the same for Python's packages: a simple index.
+	PipIndex func(ctx context.Context) (string, error)
 	// Layout is the builder's own format, part of every input key.
 	Layout string
 	Now    func() time.Time

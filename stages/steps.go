@@ -360,7 +360,7 @@ func (s *state) command(ctx context.Context, line string, env map[string]string)
 	vars := append(pick(s.Environ, commandInherited), "HOME="+home, "CI=true")
 	// npm reads the machine's configuration from a home that the command no
 	// longer has.
-	if registry, err := s.World.NPMRegistry(ctx); err == nil && registry != "" {
+	if registry, err := s.mirror(ctx, "npm", s.World.NPMRegistry); err == nil && registry != "" {
 		vars = append(vars, "npm_config_registry="+registry)
 	}
 	for k, v := range env {

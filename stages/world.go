@@ -34,7 +34,8 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	keys := keychain{ci: job.Registry}
 	cache := getenv("FAAS_CACHE_DIR")
 	options := builder.Options{
-		Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm"), Progress: newMeter(log, time.Now).show,
+		Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm"), PipCache: below(cache, "pip"),
+		Authorize: netrc(getenv("NETRC")), Progress: newMeter(log, time.Now).show,
 		// On a developer's machine the ref says nothing.
 		Unprotected: job.ID != 0 && !job.Protected,
 	}
@@ -54,6 +55,10 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 		},
 		NPMRegistry: func(ctx context.Context) (string, error) {
 			return npmRegistry(ctx, getenv)
+		},
+		PipIndex: func(ctx context.Context) (string, error) {
+			index, err := pipIndex(ctx, getenv)
+			return index, errors.Join(err, withoutCredentials(index))
 		},
 		Layout: builder.Layout,
 		Now:    time.Now,

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 
+	"github.com/kuroko-faas/kuroko/builder/pip/piptest"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
 	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
 )
@@ -117,5 +121,87 @@ func TestNodeServer(t *testing.T) {
 		l.newPipeline()
 		l.write(map[string]string{"faas.yml": app + ", handler: '" + handler + "'}\n"})
 		l.refused(l.run(whole), 1, want, "functions.web", "E1305")
+	}
+}
+
+// Wheels from a private index become a layer; its token is in nothing that
+// stays.
+func TestPythonDependencies(t *testing.T) {
+	l := newServers(t, "python3.11", "")
+	greeter := piptest.Wheel{Name: "greeter", Version: "1.0", Files: map[string]string{"greeter.py": "GREETING = 'hello from a wheel'\n"},
+		EntryPoints: "[console_scripts]\nserve-greeting = app:main\n"}
+	index := piptest.NewIndex(t, greeter)
+	index.Token = "t0ken-of-the-index"
+	netrc := filepath.Join(t.TempDir(), "netrc")
+	if err := os.WriteFile(netrc, []byte("machine 127.0.0.1 login ci password "+index.Token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const app = `from http.server import *
+import os, greeter
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(greeter.GREETING.encode())
+def main():
+    HTTPServer(("", int(os.environ["PORT"])), Handler).serve_forever()
+`
+	l.write(map[string]string{
+		"faas.yml":         "version: 1\nservice: web\nprovider: {runtime: python3.11, contract: app}\nfunctions:\n  web: {handler: serve-greeting, environment: {PYTHONPATH: /app}}\n",
+		"app.py":           app,
+		"requirements.txt": greeter.Line(t),
+	})
+	env := []string{"PIP_INDEX_URL=" + index.URL, "NETRC=" + netrc}
+	o := l.ok(whole, env...)
+	if status, body, _ := l.get(o.report.Result.URLs[0].URL); status != 200 || body != "hello from a wheel" {
+		t.Errorf("%d %s", status, body)
+	}
+	if strings.Contains(o.log+o.stdout, index.Token) {
+		t.Error("the log tells the token")
+	}
+	// A lock file that only pip can follow is refused with what to do.
+	l.newPipeline()
+	l.write(map[string]string{"requirements.txt": "greeter==1.0\n-e git+https://x.example/y\n"})
+	l.refused(l.run(whole, env...), 1, "line 1: greeter==1.0 has no hash", "line 2: an editable install", "pip-compile --generate-hashes")
+	l.newPipeline()
+	l.write(map[string]string{"requirements.txt": greeter.Line(t)})
+	l.refused(l.run(whole, "PIP_INDEX_URL="+index.URL), 78, "access denied")
+}
+
+// What a build left beside its classes is a layer of its own, which a change
+// of the code leaves alone.
+func TestJavaDependencies(t *testing.T) {
+	l := newServers(t, "java17", "hello-java")
+	faas, err := os.ReadFile(filepath.Join(l.dir, "faas.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(faas), "output: target/classes", "output: target")
+	text = strings.Replace(text, "command: javac -d target/classes", "command: mkdir -p target/dependency && cp greeting.jar target/dependency/ && javac -d target/classes -cp greeting.jar", 1)
+	l.write(map[string]string{"faas.yml": strings.Replace(text, `exclude: ["src/**"]`, `exclude: ["src/**", greeting.jar]`, 1)})
+	src := t.TempDir()
+	devtest.Write(t, src, map[string]string{"lib/Greeting.java": "package lib; public class Greeting { public static String text() { return \"hello from a jar\"; } }"})
+	for _, args := range [][]string{{"javac", "lib/Greeting.java"}, {"jar", "cf", filepath.Join(l.dir, "greeting.jar"), "lib/Greeting.class"}} {
+		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+		cmd.Dir = src
+		if out, err := cmd.CombinedOutput(); errors.Is(err, exec.ErrNotFound) {
+			t.Skip("needs a JDK: ", err)
+		} else if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	main := filepath.Join(l.dir, "src/main/java/com/example/hello/Hello.java")
+	code, err := os.ReadFile(main)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.ReplaceAll(string(code), `"{\"greeting\":\"hello from Java\"}"`, `lib.Greeting.text()`)
+	l.write(map[string]string{"src/main/java/com/example/hello/Hello.java": changed})
+	if got := l.serve("/usr/bin/java", "com.example.hello.Hello"); got != "hello from a jar" {
+		t.Errorf("got %s", got)
+	}
+	l.write(map[string]string{"src/main/java/com/example/hello/Hello.java": strings.ReplaceAll(changed, "text()", `text() + " again"`)})
+	l.newPipeline()
+	o := l.ok(whole)
+	if !regexp.MustCompile(`dependencies +\S+ \S+ +reused`).MatchString(o.log) || !regexp.MustCompile(`code +\S+ \S+ +pushed`).MatchString(o.log) {
+		t.Errorf("the log should have reused dependencies and pushed code:\n%s", o.log)
 	}
 }
