@@ -162,6 +162,7 @@ def main():
 	l.write(map[string]string{"requirements.txt": "greeter==1.0\n-e git+https://x.example/y\n"})
 	l.refused(l.run(whole, env...), 1, "line 1: greeter==1.0 has no hash", "line 2: an editable install", "pip-compile --generate-hashes")
 	l.newPipeline()
+	greeter.Version = "1.1"
 	l.write(map[string]string{"requirements.txt": greeter.Line(t)})
 	l.refused(l.run(whole, "PIP_INDEX_URL="+index.URL), 78, "access denied")
 }
@@ -198,7 +199,7 @@ func TestJavaDependencies(t *testing.T) {
 	if got := l.serve("/usr/bin/java", "com.example.hello.Hello"); got != "hello from a jar" {
 		t.Errorf("got %s", got)
 	}
-	l.write(map[string]string{"src/main/java/com/example/hello/Hello.java": strings.ReplaceAll(changed, "text()", `text() + " again"`)})
+	l.write(map[string]string{"src/main/java/com/example/hello/Hello.java": strings.ReplaceAll(changed, "text()", `text().concat(" again")`)})
 	l.newPipeline()
 	o := l.ok(whole)
 	if !regexp.MustCompile(`dependencies +\S+ \S+ +reused`).MatchString(o.log) || !regexp.MustCompile(`code +\S+ \S+ +pushed`).MatchString(o.log) {
