@@ -470,7 +470,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 		"Dockerfile": func(r *builder.Request) { r.Dockerfile = &builder.Dockerfile{} },
 		"no base":    func(r *builder.Request) { r.Base = name.Digest{} },
 		"repository": func(r *builder.Request) { r.Repository = name.Repository{} },
-		`"pip"`:      func(r *builder.Request) { r.Dependencies.Kind = "pip" },
+		`"gem"`:      func(r *builder.Request) { r.Dependencies.Kind = "gem" },
 	} {
 		req := w.request(t, "k", "")
 		change(&req)
