@@ -131,7 +131,11 @@ func quota(msg string) *deployer.Failure {
 		return &deployer.Failure{Code: deployer.Quota, Cause: fmt.Sprintf("no room: quota %s allows %s, used are %s, needed %s more", m[1], m[4], m[3], m[2]), Next: quotaNext}
 	}
 	if m := quotaNeeds.FindStringSubmatch(oneLine(msg)); m != nil {
-		return &deployer.Failure{Code: deployer.Quota, Cause: fmt.Sprintf("quota %s wants the unit to say its %s", m[1], m[2]), Next: "set memory and cpu in faas.yml"}
+		f := &deployer.Failure{Code: deployer.Quota, Cause: fmt.Sprintf("quota %s wants the unit to say its %s", m[1], m[2]), Next: "set memory and cpu in faas.yml"}
+		if strings.Contains(m[2], queue) {
+			f.Next = "ask the platform team to give " + queue + " these in Knative's config-deployment, or a LimitRange in the namespace"
+		}
+		return f
 	}
 	return nil
 }

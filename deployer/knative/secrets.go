@@ -19,8 +19,8 @@ import (
 
 var _ deployer.Secrets = (*Target)(nil)
 
-// SecretRights are what `faas secret` needs beside nothing else: a Role for
-// people, not for jobs.
+// SecretRights are all that `faas secret` needs: a Role for people, not for
+// jobs.
 func SecretRights() []Right {
 	return []Right{{Resource: "secrets", Verbs: []string{"get", "list", "create", "patch"}}}
 }
