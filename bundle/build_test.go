@@ -125,7 +125,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"version", checkout(), recipe("1\x1b"), "no text"},
 		{"unknown key", checkout("platform/bundle.yml", bundleYML+"urgnt: true\n"), recipe("1"), `bundle.yml: line 5, column 1: urgnt: unknown key; did you mean "urgent"?`},
 		{"unknown key in clusters.yml", checkout("platform/clusters.yml", "version: 1\nclusters:\n  a: {kind: local, domian: x}\n"), recipe("1"), `clusters.yml: line 3, column 20: clusters.a.domian: unknown key; did you mean "domain"?`},
-		{"unknown key in policy.yml", checkout("platform/policy.yml", "version: 1\nlimits: {}\n"), recipe("1"), "policy.yml: line 2, column 1: limits: unknown key; known: bases, hosts, namespaces, services, tiers, version"},
+		{"unknown key in policy.yml", checkout("platform/policy.yml", "version: 1\nlimits: {}\n"), recipe("1"), "policy.yml: line 2, column 1: limits: unknown key; known: bases, hosts, namespaces, services, tiers, unpinned, version"},
 		{"no base", checkout(), Recipe{Version: "1"}, "line 4, column 13: runtimes.nodejs18.base: missing; give one with --runtime nodejs18.base="},
 		{"base by tag", checkout(), Recipe{Version: "1", Runtimes: map[string]Images{"nodejs18": {Base: "base/nodejs18:latest"}}}, "not an image by digest"},
 		{"unknown runtime", checkout(), Recipe{Version: "1", Runtimes: map[string]Images{"nodejs99": {Base: "x"}}}, `no runtime "nodejs99" in it; it has: nodejs18`},

@@ -24,7 +24,8 @@ import (
 //	namespaces: {order: ["fe/**", "4711"]}
 //	hosts:
 //	  - {host: api.example.internal, basePath: /bff/order, owners: [fe/order]}
-//	bases: ["registry.example.internal/base/*"]
+//	bases:    ["registry.example.internal/base/*"]
+//	unpinned: ["registry.example.internal/base/debian"]
 //
 // An owner is a project's id in digits, a project's path, a pattern
 // (path.Match), or "group/**". Tables of names reserve: a service or namespace
@@ -39,6 +40,10 @@ type Policy struct {
 	// Bases are patterns (path.Match, on the reference without tag and digest)
 	// that build.base and a Dockerfile's FROM may name beside the bundle's own.
 	Bases []string `yaml:"bases,omitempty"`
+	// Unpinned are patterns like Bases: those that a Dockerfile may name by a
+	// tag. All others need a digest, because an image that is planned anew from
+	// equal inputs is not built again, whatever the tag points to by then.
+	Unpinned []string `yaml:"unpinned,omitempty"`
 }
 
 // Tier presets and bounds the projects of one tier.
@@ -122,9 +127,11 @@ func ParsePolicy(data []byte) (Policy, error) {
 		seen[key] = true
 		owners(h.Owners, "hosts", strconv.Itoa(i), "owners")
 	}
-	for i, b := range p.Bases {
-		if _, err := path.Match(b, ""); err != nil || b == "" || strings.Contains(b, "@") {
-			d.badf([]string{"bases", strconv.Itoa(i)}, "%q is not a pattern of a repository", b)
+	for key, list := range map[string][]string{"bases": p.Bases, "unpinned": p.Unpinned} {
+		for i, b := range list {
+			if _, err := path.Match(b, ""); err != nil || b == "" || strings.Contains(b, "@") {
+				d.badf([]string{key, strconv.Itoa(i)}, "%q is not a pattern of a repository", b)
+			}
 		}
 	}
 	if err := d.err(); err != nil {
@@ -201,12 +208,17 @@ func (y Policy) MayUseHost(p Project, host, basePath string) bool {
 }
 
 // MayUseBase says whether an image may be built on ref.
-func (y Policy) MayUseBase(ref string) bool {
+func (y Policy) MayUseBase(ref string) bool { return matchesImage(y.Bases, ref) }
+
+// MayFloat says whether ref may be named without a digest.
+func (y Policy) MayFloat(ref string) bool { return matchesImage(y.Unpinned, ref) }
+
+func matchesImage(patterns []string, ref string) bool {
 	repo, _, _ := strings.Cut(ref, "@")
 	if i := strings.LastIndex(repo, ":"); i > strings.LastIndex(repo, "/") {
 		repo = repo[:i]
 	}
-	return slices.ContainsFunc(y.Bases, func(b string) bool { return matchPath(b, repo) })
+	return slices.ContainsFunc(patterns, func(b string) bool { return matchPath(b, repo) })
 }
 
 // Tier is the presets and bounds of a tier; zero when the policy has none.

@@ -180,6 +180,7 @@ func TestParsePolicyRefuses(t *testing.T) {
 		"version: 1\nhosts: [{host: a, basePath: x, owners: [x]}]":                         "not a clean absolute path",
 		"version: 1\nhosts: [{host: '*', owners: [x]}]":                                    "not a host name",
 		"version: 1\nbases: ['[']":                                                         "not a pattern",
+		"version: 1\nunpinned: [a@sha256:b]":                                               "not a pattern",
 		"version: 1\nbases: [a@sha256:b]":                                                  "not a pattern",
 	} {
 		_, err := ParsePolicy([]byte(text))

@@ -26,7 +26,7 @@ func explainLeaf(err error) error {
 	case errors.As(err, &input):
 		return &usererr.Error{Code: usererr.CodeBuildInput, Err: err, Next: input.Next}
 	case errors.Is(err, sandbox.ErrForbidden), errors.Is(err, sandbox.ErrNoOverlay):
-		return &usererr.Error{Code: usererr.CodeUnable, Err: err, Next: "use a job runner that allows user namespaces; images without a Dockerfile need none"}
+		return &usererr.Error{Code: usererr.CodeUnable, Err: err, Next: "use a job runner that allows that; images without a Dockerfile, and those built before from equal inputs, need no sandbox"}
 	case errors.Is(err, builder.ErrNotFound):
 		return &usererr.Error{Code: usererr.CodeUsage, What: "find the image", Err: err, Next: "check the reference; a tag may have moved, a digest never does"}
 	case errors.Is(err, builder.ErrNoBase):

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kuroko-faas/kuroko/builder/kaniko"
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/project"
 )
@@ -64,6 +65,8 @@ type PlannedImage struct {
 	Lock string `json:"lock,omitempty"`
 	// Dockerfile is the path of the instructions, for the dockerfile engine.
 	Dockerfile string `json:"dockerfile,omitempty"`
+	// Findings are what there is to say about the Dockerfile.
+	Findings []kaniko.Problem `json:"findings,omitempty"`
 	// App is the function whose own server the image runs; empty for images
 	// with an adapter.
 	App string `json:"app,omitempty"`
@@ -380,7 +383,11 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 	}
 	if b.Builder == "dockerfile" {
 		// The instructions take part also when `package` leaves them out.
-		list = append(list, Input{b.Dockerfile, c.sums[b.Dockerfile]})
+		for _, f := range dockerfiles(b.Dockerfile) {
+			if f == b.Dockerfile || c.sums[f] != "" {
+				list = append(list, Input{f, c.sums[f]})
+			}
+		}
 	}
 	if f, ok := appOf(u); ok && b.Builder != "dockerfile" {
 		list = append(list, Input{"start command", sumOf(f.Handler, c.sums[procfile])})
@@ -422,6 +429,9 @@ func (p BuildPlan) String() string {
 	for _, i := range p.Images {
 		fmt.Fprintf(&b, "  %-6s %-20s for %s: %s\n", i.Action, i.Name, strings.Join(i.Units, ", "), i.Why)
 		fmt.Fprintf(&b, "         engine %s (%s), %d files, key %.12s\n", i.Engine, i.EngineWhy, len(p.Shared)+len(i.Files), i.Key)
+	}
+	for _, row := range p.findings() {
+		fmt.Fprintf(&b, "  %s\n", strings.Join(row, " "))
 	}
 	for _, n := range p.Notes {
 		fmt.Fprintf(&b, "  note: %s\n", n)

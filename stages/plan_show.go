@@ -36,6 +36,9 @@ func (p Plans) Err(strict bool) error {
 	if err := refused(p.Refused); err != nil {
 		return err
 	}
+	if err := p.Build.refused(); err != nil {
+		return err
+	}
 	if len(p.Reserved) > 0 {
 		return reservedError(p.Reserved)
 	}
@@ -130,6 +133,7 @@ func (p Plans) String() string {
 	section(&b, "not supported yet, a pipeline refuses", problemRows(p.Refused))
 	section(&b, "names of other projects, a pipeline refuses", problemRows(p.Reserved))
 	section(&b, "images", p.imageRows())
+	section(&b, "instructions", p.Build.findings())
 	section(&b, "units", p.unitRows())
 	var routes [][]string
 	for _, r := range p.Deploy.Routes {
@@ -224,6 +228,9 @@ func (p Plans) Markdown() string {
 	table([]string{"unit", "", "functions", "why", "revision"}, columns(p.unitRows(), 1, 0, 2, 3, 4))
 	table([]string{"timer of", "", "when", "next", "why"}, columns(timerRows(p.Deploy.Timers), 1, 0, 2, 3, 4))
 	table([]string{"image", "", "units", "why", "made of"}, columns(p.imageRows(), 1, 0, 2, 3, 4))
+	for _, f := range p.Build.findings() {
+		fmt.Fprintf(&b, "- %s\n", cell(strings.Join(f, " ")))
+	}
 	if pre := p.Deploy.Preflight; pre != nil {
 		table([]string{"preflight", "unit", "why", "what to do"}, columns(pre.rows(), 1, 0, 2, 3))
 	}

@@ -86,6 +86,9 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		if ok {
 			req.Dockerfile.Args[argBase] = base.String()
 		}
+		if req.Dockerfile.Cache, err = s.instructionCache(plan); err != nil {
+			return builder.Request{}, err
+		}
 		return req, nil // its own instructions install what it needs
 	}
 	switch {

@@ -76,6 +76,8 @@ type state struct {
 	// awaiting and released say what deploy came to in this process: a release
 	// that waits for a person, and how it goes on; or one that is live.
 	awaiting, released string
+	// commandRan: build.command has made what it makes.
+	commandRan bool
 }
 
 // now is the time by the job's clock; the zero time where it has none.

@@ -125,6 +125,9 @@ func planBuild(ctx context.Context, s *state) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := plan.refused(); err != nil {
+		return "", err
+	}
 	// A handler under build.output appears only once the build command ran.
 	if err := checkHandlers(p, s.Job.Dir, func(h string) bool {
 		return p.Build.Output == "" || !within(h, p.Build.Output)
@@ -193,6 +196,9 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	if err != nil {
 		return BuildPlan{}, err
 	}
+	if err := s.readDockerfiles(ctx, p, &plan); err != nil {
+		return BuildPlan{}, err
+	}
 	found, err := s.existing(ctx, plan)
 	return plan.reuse(func(image, _ string) string { return found[image] }), err
 }
@@ -233,7 +239,10 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	extra := map[string]bool{p.Build.Dockerfile: true, procfile: true}
+	extra := map[string]bool{procfile: true}
+	for _, f := range dockerfiles(p.Build.Dockerfile) {
+		extra[f] = true
+	}
 	for lang, lock := range lockFiles {
 		extra[lock], extra[manifests[lang]] = true, true
 	}
@@ -330,6 +339,7 @@ func runBuildCommand(ctx context.Context, s *state) (string, error) {
 		return "", err
 	}
 	// What the command made is part of the images, so the plan is made again.
+	s.commandRan = true
 	return planBuild(ctx, s)
 }
 

@@ -56,26 +56,29 @@ func walkContext(root *os.Root, fsys fs.FS, paths []string, dockerfile string) (
 	}
 	c := contextCopy{fsys: fsys, root: root, ignore: ignore, made: map[string]bool{".": true}, files: files{}}
 	if paths == nil {
-		err = fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			return c.add(name)
-		})
-	} else {
-		for _, p := range paths {
-			if err = c.add(path.Clean(p)); err != nil {
-				break
-			}
+		if paths, err = allNames(fsys); err != nil {
+			return nil, err
 		}
 	}
-	if err != nil {
-		return nil, err
+	for _, p := range paths {
+		if err := c.add(path.Clean(p)); err != nil {
+			return nil, err
+		}
 	}
 	if root != nil {
 		err = c.finish()
 	}
 	return c.files, err
+}
+
+// allNames are the files and folders of fsys.
+func allNames(fsys fs.FS) ([]string, error) {
+	names := []string{}
+	err := fs.WalkDir(fsys, ".", func(name string, _ fs.DirEntry, err error) error {
+		names = append(names, name)
+		return err
+	})
+	return names, err
 }
 
 // sum is a hash of names, links, executable bits and contents: of all files,

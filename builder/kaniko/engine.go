@@ -189,6 +189,12 @@ func (e *Engine) BuildTo(ctx context.Context, src Source, dest []name.Tag) (Resu
 // build makes the image; with whole, the cache also has finished images.
 func (e *Engine) build(ctx context.Context, r *registry, src Source, whole bool, dest []name.Tag) (res Result, err error) {
 	defer func() { res.Requests, res.Uploaded = r.requests(), r.uploaded() }()
+	if src.Context != nil && src.Paths == nil {
+		// Before the folder for this build is made: it may lie in the context.
+		if src.Paths, err = allNames(src.Context); err != nil {
+			return res, fmt.Errorf("kaniko: list the build context: %w", err)
+		}
+	}
 	work, done, err := workDir(e.o.TmpDir)
 	if err != nil {
 		return res, fmt.Errorf("kaniko: %w", err)
