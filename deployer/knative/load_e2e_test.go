@@ -217,9 +217,9 @@ func TestKilledDeployConverges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	points := 5
+	points := 10
 	if os.Getenv("KUROKO_LAB_LONG") != "" {
-		points = 20
+		points = 60
 	}
 	t.Logf("seed %d, %d points; KUROKO_TEST_SEED=%d repeats them", seed, points, seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -242,8 +242,14 @@ func TestKilledDeployConverges(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out)), err
 	}
+	// Every other pipeline is a canary, and so is the one whose requests are
+	// counted: it makes the most.
 	plan := func(pipeline int) deployer.Plan {
-		return deployer.Plan{Scope: scope, Pipeline: int64(pipeline), Units: []deployer.Spec{round(unit("main", one), pipeline)}}
+		p := deployer.Plan{Scope: scope, Pipeline: int64(pipeline), Units: []deployer.Spec{round(unit("main", one), pipeline)}}
+		if pipeline%2 == 0 {
+			p.Policy = deployer.Policy{Strategy: deployer.Canary, Steps: []deployer.Weight{{Weight: 30, Pause: 300 * time.Millisecond}, {Weight: 60}}}
+		}
+		return p
 	}
 	out, err := deployer.Deploy(t.Context(), k, plan(1), killOptions())
 	if err != nil {

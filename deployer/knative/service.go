@@ -195,6 +195,7 @@ func (t *Target) Ensure(ctx context.Context, f deployer.Fence, s deployer.Spec, 
 				return nil, err
 			}
 		}
+		pin(svc)
 		dead := map[string]bool{}
 		for _, target := range svc.Spec.Traffic {
 			if target.RevisionName == revision || target.RevisionName == "" || target.Percent != nil && *target.Percent > 0 {
@@ -369,6 +370,7 @@ func (t *Target) RemoveRevision(ctx context.Context, f deployer.Fence, service, 
 			// Knative would make it again at once.
 			return nil, fmt.Errorf("knative: revision %s is what service %s describes; restore another template first", revision, service)
 		}
+		pin(svc)
 		var keep []deployer.Share
 		for _, s := range shares(svc.Spec.Traffic) {
 			if s.Revision != revision {

@@ -258,10 +258,23 @@ func templateOf(r *servingv1.Revision) servingv1.RevisionTemplateSpec {
 func targets(shares []deployer.Share) []servingv1.TrafficTarget {
 	all := make([]servingv1.TrafficTarget, len(shares))
 	for i, s := range shares {
-		latest, percent := false, int64(s.Percent)
+		// One without a name was made by hand; see pin.
+		latest, percent := s.Revision == "", int64(s.Percent)
 		all[i] = servingv1.TrafficTarget{RevisionName: s.Revision, LatestRevision: &latest, Percent: &percent, Tag: s.Tag}
 	}
 	return all
+}
+
+// pin gives a hand-made share of "the latest revision" the name that it means
+// now: another template must not take its traffic along, unproven.
+func pin(svc *servingv1.Service) {
+	ready := svc.Status.LatestReadyRevisionName
+	for i, t := range svc.Spec.Traffic {
+		if t.RevisionName == "" && ready != "" {
+			no := false
+			svc.Spec.Traffic[i].RevisionName, svc.Spec.Traffic[i].LatestRevision = ready, &no
+		}
+	}
 }
 
 // shares are the targets as the contract writes them. A hand-made share of

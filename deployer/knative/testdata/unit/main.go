@@ -10,7 +10,9 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -47,6 +49,7 @@ func main() {
 	if to := os.Getenv("FAAS_FIRE"); to != "" {
 		fire(to)
 	}
+	count := offerCounts()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/_faas/timer", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -68,7 +71,13 @@ func main() {
 		}
 		w.Write(b)
 	})
+	every, _ := strconv.ParseInt(os.Getenv("FAIL"), 10, 64) // one of so many requests fails
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if n := count.Add(1); every > 0 && n%every == 0 {
+			failed.Add(1)
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
 		fmt.Fprint(w, os.Getenv("K_REVISION"))
 	})
 	srv := &http.Server{Addr: ":" + os.Getenv("PORT"), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -95,6 +104,21 @@ func main() {
 		os.Exit(1)
 	}
 	<-ended
+}
+
+// failed counts the requests that were answered with a 500.
+var failed atomic.Int64
+
+// offerCounts says on the adapter's own port how many requests there were.
+func offerCounts() *atomic.Int64 {
+	var all atomic.Int64
+	if port := os.Getenv("FAAS_METRICS_PORT"); port != "" {
+		go http.ListenAndServe(":"+port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			bad := failed.Load()
+			fmt.Fprintf(w, "# TYPE faas_requests_total counter\nfaas_requests_total{code=\"2xx\"} %d\nfaas_requests_total{code=\"5xx\"} %d\n", all.Load()-bad, bad)
+		}))
+	}
+	return &all
 }
 
 // runJob is the unit as a job.

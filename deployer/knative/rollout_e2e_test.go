@@ -1,0 +1,382 @@
+//go:build e2e
+
+package knative_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/deployer/analysis"
+	"github.com/kuroko-faas/kuroko/deployer/knative"
+)
+
+// roll deploys the one unit main under a policy.
+func roll(t *testing.T, target deployer.Target, scope deployer.Scope, pipeline int64, policy deployer.Policy, u deployer.Spec) (deployer.Outcome, error) {
+	t.Helper()
+	o := quick()
+	start := time.Now()
+	o.Progress = func(e deployer.Event) {
+		t.Logf("%5.1fs %s %s: %s", time.Since(start).Seconds(), e.Step, e.Revision, e.Text)
+	}
+	return deployer.Deploy(t.Context(), target, deployer.Plan{Scope: scope, Pipeline: pipeline, Policy: policy, Units: []deployer.Spec{u}}, o)
+}
+
+// stepped is a canary that is judged by what the adapter's port says.
+func stepped(steps ...int) deployer.Policy {
+	rate := 98.0
+	p := deployer.Policy{
+		Strategy: deployer.Canary, KeepWarm: 10 * time.Minute,
+		Analysis: &analysis.Criteria{Interval: 2 * time.Second, SuccessRate: &rate, MinRequests: 20},
+	}
+	for _, w := range steps {
+		p.Steps = append(p.Steps, deployer.Weight{Weight: w, Pause: 4 * time.Second})
+	}
+	return p
+}
+
+// onlyAt says how long it took until the route was all the revision's: the
+// start of the last ten answers in a row.
+func onlyAt(t *testing.T, url, revision string, since time.Time) time.Duration {
+	t.Helper()
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, ingress())
+	}}}
+	right := 0
+	var first time.Duration
+	eventually(t, "the route is all "+revision, func() bool {
+		res, err := client.Get(url)
+		if err != nil {
+			right = 0
+			return false
+		}
+		defer res.Body.Close()
+		body, _ := io.ReadAll(res.Body)
+		if string(body) != revision {
+			right = 0
+			return false
+		}
+		if right == 0 {
+			first = time.Since(since)
+		}
+		right++
+		return right == 10
+	})
+	return first
+}
+
+// No request fails while a judged canary and a rollback pass under 200
+// requests a second; the rollback within keepWarm is quick.
+func TestCanaryAndRollbackUnderLoad(t *testing.T) {
+	c := lab(t)
+	one := image(t, "one")
+	k, scope := target(t, c), scopeIn(c.namespace(t))
+	first, err := deploy(t, k, scope, 1, round(unit("main", one), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rate = 200
+	url := first.Units[0].URL
+	start := time.Now()
+	stop := load(t, url, rate)
+	second, err := roll(t, k, scope, 2, stepped(10, 50), round(unit("main", one), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := time.Now()
+	out, err := deployer.Rollback(t.Context(), k, scope, "", quick())
+	took := time.Since(back)
+	if err != nil || out.ID != first.ID {
+		t.Fatalf("rolled back to %s, %v", out.ID, err)
+	}
+	at := onlyAt(t, url, first.Units[0].Revision, back)
+	answers, wrong := stop()
+	sum := 0
+	for _, n := range answers {
+		sum += n
+	}
+	reached := float64(sum) / time.Since(start).Seconds()
+	t.Logf("%d answers at %.0f/s (asked for %d/s), %d failed, canary's share %d; rollback: command %s, at the route after %s", sum, reached, rate, len(wrong), answers[second.Units[0].Revision], took.Round(time.Millisecond), at.Round(time.Millisecond))
+	if len(wrong) > 0 {
+		t.Errorf("%d requests failed, among them %q", len(wrong), wrong[:min(3, len(wrong))])
+	}
+	if reached < rate/10 || answers[second.Units[0].Revision] == 0 {
+		t.Errorf("%.0f requests a second, %v: too few to say anything", reached, answers)
+	}
+	if h, err := k.Head(t.Context(), scope); err != nil || h.Held == "" {
+		t.Errorf("head %+v, %v; want it held after a rollback", h, err)
+	}
+}
+
+// A canary that fails under traffic is put back, or held where it is; a person
+// ends it, and pipelines deploy again once he says so.
+func TestFailingCanary(t *testing.T) {
+	c := lab(t)
+	one := image(t, "one")
+	k, scope := target(t, c), scopeIn(c.namespace(t))
+	first, err := deploy(t, k, scope, 1, round(unit("main", one), 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := first.Units[0].Revision
+	stop := load(t, first.Units[0].URL, 50)
+	defer stop()
+	bad := round(unit("main", one), 1)
+	bad.Environment["FAIL"] = "3"
+	_, err = roll(t, k, scope, 2, stepped(30), bad)
+	var f *deployer.Failed
+	causes := deployer.Failures(err)
+	if !errors.As(err, &f) || !f.Moved || f.Restore != nil || len(causes) != 1 || causes[0].Code != deployer.AnalysisFailed {
+		t.Fatalf("got %v; want analysis failed and traffic put back", err)
+	}
+	onlyAt(t, first.Units[0].URL, live, time.Now())
+	eventually(t, "the Service is Ready", func() bool {
+		s, err := c.serve.Services(scope.Namespace).Get(t.Context(), "app-main", metav1.GetOptions{})
+		return err == nil && s.IsReady() && s.Status.ObservedGeneration == s.Generation && s.Spec.Template.Name == live
+	})
+	h, err := k.Head(t.Context(), scope)
+	if err != nil || h.Undone == nil || h.Undone.Weight != 30 || !strings.Contains(h.Undone.Why, "succeeded") {
+		t.Errorf("the record says %+v, %v", h.Undone, err)
+	}
+
+	hold := stepped(30)
+	hold.OnFailure = "hold"
+	bad.Environment = map[string]string{"FAIL": "3", "ROUND": "2"}
+	if _, err = roll(t, k, scope, 3, hold, bad); !errors.Is(err, deployer.ErrHeld) {
+		t.Fatalf("got %v; want it held", err)
+	}
+	svc := only(t, k, scope)
+	if i := slices.IndexFunc(svc.Traffic, func(s deployer.Share) bool { return s.Revision == bad.RevisionName(1) && s.Percent == 30 }); i < 0 {
+		t.Errorf("traffic %v; want 30 %% left at the held release", svc.Traffic)
+	}
+	if _, err := deploy(t, k, scope, 4, round(unit("main", one), 4)); !errors.Is(err, deployer.ErrHeld) {
+		t.Errorf("the next pipeline: %v; want held", err)
+	}
+	if out, err := deployer.Rollback(t.Context(), k, scope, "", quick()); err != nil || out.ID != first.ID {
+		t.Fatalf("rolled back to %s, %v; want what serves the others", out.ID, err)
+	}
+	onlyAt(t, first.Units[0].URL, live, time.Now())
+	if err := deployer.Resume(t.Context(), k, scope, quick()); err != nil {
+		t.Fatal(err)
+	}
+	out, err := deploy(t, k, scope, 4, round(unit("main", one), 4))
+	if err != nil || out.Pipeline != 4 {
+		t.Errorf("after resume: %+v, %v", out, err)
+	}
+}
+
+func only(t *testing.T, k *knative.Target, scope deployer.Scope) deployer.Service {
+	t.Helper()
+	all, err := k.Services(t.Context(), scope)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("services %v, %v; want one", all, err)
+	}
+	return all[0]
+}
+
+// An approval leaves its share, and the promotion knows only the record.
+func TestApprovalIsPromoted(t *testing.T) {
+	c := lab(t)
+	one := image(t, "one")
+	k, scope := target(t, c), scopeIn(c.namespace(t))
+	if _, err := deploy(t, k, scope, 1, round(unit("main", one), 0)); err != nil {
+		t.Fatal(err)
+	}
+	u := round(unit("main", one), 1)
+	policy := deployer.Policy{
+		Strategy: deployer.Canary, Steps: []deployer.Weight{{Weight: 25, Approval: true}},
+		Verify: []deployer.Verify{{Service: u.Name, Method: "GET", Path: "/hello", Status: 200, Max: 10 * time.Second}},
+	}
+	out, err := roll(t, k, scope, 2, policy, u)
+	if err != nil || out.Awaiting == "" {
+		t.Fatalf("got %+v, %v; want it to wait", out, err)
+	}
+	// Traffic that somebody has changed by hand is put right by the promotion.
+	svc, err := c.serve.Services(scope.Namespace).Get(t.Context(), u.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range svc.Spec.Traffic {
+		if n := svc.Spec.Traffic[i].Percent; n != nil && *n > 0 {
+			half := int64(50)
+			svc.Spec.Traffic[i].Percent = &half
+		}
+	}
+	if _, err := c.serve.Services(scope.Namespace).Update(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	done, err := deployer.Promote(t.Context(), target(t, c), scope, 2, quick())
+	if err != nil || done.Awaiting != "" || done.ID != out.ID {
+		t.Fatalf("promoted: %+v, %v", done, err)
+	}
+	clean(t, c, k, done)
+}
+
+// Two pipelines at once, an older one after a newer one, re-runs of one that
+// was live and of one that never was, and traffic changed by hand.
+func TestPipelinesInOrder(t *testing.T) {
+	c := lab(t)
+	one := image(t, "one")
+	k, scope := target(t, c), scopeIn(c.namespace(t))
+	first, err := deploy(t, k, scope, 1, round(unit("main", one), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var both sync.WaitGroup
+	for _, n := range []int{3, 4} {
+		both.Go(func() {
+			_, err := deployer.Deploy(t.Context(), target(t, c), deployer.Plan{Scope: scope, Pipeline: int64(n), Units: []deployer.Spec{round(unit("main", one), n)}}, quick())
+			if err != nil && (n == 4 || !errors.Is(err, deployer.ErrSuperseded)) {
+				t.Errorf("pipeline %d: %v", n, err)
+			}
+		})
+	}
+	both.Wait()
+	newest := round(unit("main", one), 4).RevisionName(1)
+	if svc := only(t, k, scope); !svc.Only(newest) {
+		t.Fatalf("traffic %v; want all at %s", svc.Traffic, newest)
+	}
+	if _, err := deploy(t, k, scope, 2, round(unit("main", one), 2)); !errors.Is(err, deployer.ErrSuperseded) {
+		t.Errorf("one that was never live: %v; want superseded", err)
+	}
+	out, err := deploy(t, k, scope, 1, round(unit("main", one), 1))
+	if err != nil || !out.Rollback || out.ID != first.ID {
+		t.Fatalf("one that was live: %+v, %v; want a rollback to %s", out, err, first.ID)
+	}
+	if err := deployer.Resume(t.Context(), k, scope, quick()); err != nil {
+		t.Fatal(err)
+	}
+	svc, err := c.serve.Services(scope.Namespace).Get(t.Context(), "app-main", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	latest := true
+	for i := range svc.Spec.Traffic {
+		if n := svc.Spec.Traffic[i].Percent; n != nil && *n == 100 {
+			svc.Spec.Traffic[i].LatestRevision, svc.Spec.Traffic[i].RevisionName = &latest, ""
+		}
+	}
+	if _, err := c.serve.Services(scope.Namespace).Update(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	out, err = deploy(t, k, scope, 5, round(unit("main", one), 1))
+	if err != nil || len(out.Changes) != 1 || !strings.Contains(out.Changes[0].Why, "behind our back") {
+		t.Errorf("traffic changed by hand: %+v, %v", out.Changes, err)
+	}
+	if svc := only(t, k, scope); !svc.Only(first.Units[0].Revision) {
+		t.Errorf("traffic %v", svc.Traffic)
+	}
+}
+
+// slowest is the 99th of 100 times.
+func slowest(times []time.Duration) time.Duration {
+	if len(times) == 0 {
+		return 0
+	}
+	slices.Sort(times)
+	return times[len(times)*99/100]
+}
+
+// stopwatch asks url, rate times a second, and returns how long each answer of
+// do's time took.
+func stopwatch(t *testing.T, url string, rate int, do func()) (times []time.Duration, wrong []string) {
+	t.Helper()
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, ingress())
+	}}}
+	over := make(chan struct{})
+	go func() { defer close(over); do() }()
+	tick := time.NewTicker(time.Second / time.Duration(rate))
+	defer tick.Stop()
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	for {
+		select {
+		case <-over:
+			asking.Wait()
+			return times, wrong
+		case <-tick.C:
+			asking.Go(func() {
+				start := time.Now()
+				res, err := client.Get(url)
+				if err == nil {
+					_, err = io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+					if err == nil && res.StatusCode != http.StatusOK {
+						err = fmt.Errorf("status %s", res.Status)
+					}
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					wrong = append(wrong, err.Error())
+				}
+				times = append(times, time.Since(start))
+			})
+		}
+	}
+}
+
+// From six busy pods all at once: the new revision has six before the share
+// moves, and callers notice no more than of pods that only start.
+func TestDirectFromSixPods(t *testing.T) {
+	c := lab(t)
+	one := image(t, "one")
+	k, scope := target(t, c), scopeIn(c.namespace(t))
+	six := round(unit("main", one), 0)
+	six.CPU, six.MinScale, six.MaxScale = "20m", 6, 8
+	first, err := deploy(t, k, scope, 1, six)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := first.Units[0].URL
+	const rate = 40 // of a request that costs next to nothing
+	control := round(six, 1)
+	control.CPU, control.MinScale, control.MaxScale = six.CPU, 6, 8
+	beside, wrong := stopwatch(t, url, rate, func() {
+		if _, err := deployer.Stage(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 2, Units: []deployer.Spec{control}}, quick()); err != nil {
+			t.Error(err)
+		}
+	})
+	if len(wrong) > 0 {
+		t.Errorf("control: %d requests failed: %q", len(wrong), wrong[:1])
+	}
+	next := round(six, 2)
+	next.CPU, next.MinScale, next.MaxScale = six.CPU, 0, 8
+	var ready int
+	during, wrong := stopwatch(t, url, rate, func() {
+		o := quick()
+		o.Progress = func(e deployer.Event) {
+			t.Logf("%s: %s", e.Step, e.Text)
+			if e.Step == deployer.StepTraffic {
+				ready, _ = k.Instances(t.Context(), scope, next.Name, next.RevisionName(1))
+			}
+		}
+		if _, err := deployer.Deploy(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 3, Units: []deployer.Spec{next}}, o); err != nil {
+			t.Error(err)
+		}
+	})
+	a, b := slowest(beside), slowest(during)
+	t.Logf("p99 %s of %d requests during the shift, %s of %d while the same pods only start; %d instances before the share moved", b, len(during), a, len(beside), ready)
+	if len(wrong) > 0 {
+		t.Errorf("%d requests failed: %q", len(wrong), wrong[:min(3, len(wrong))])
+	}
+	if ready < 6 {
+		t.Errorf("the share moved to %d instances; want 6", ready)
+	}
+	// Beyond twice the control and what a busy machine adds by chance.
+	if b > 2*a+500*time.Millisecond {
+		t.Errorf("p99 %s, control %s", b, a)
+	}
+}
