@@ -69,13 +69,24 @@ func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) 
 		job.Project.Path = filepath.Base(job.Dir)
 	}
 	job.Registry.Image = c.getenv("CI_REGISTRY_IMAGE")
-	if job.Commit.SHA, job.Commit.Branch, err = head(ctx.Context, c.environ, job.Dir); err != nil {
-		return nil, err
-	}
+	commit := make(chan error, 1)
+	var sha, branch string
+	go func() { // while the bundle is chosen
+		var err error
+		sha, branch, err = head(ctx.Context, c.environ, job.Dir)
+		commit <- err
+	}()
 	b, err := c.bundle(ctx.Context, job)
-	if err != nil {
+	if herr := <-commit; herr != nil || err != nil {
+		if b != nil {
+			err = errors.Join(err, b.Close())
+		}
+		if herr != nil { // the file's own trouble before the platform's
+			err = herr
+		}
 		return nil, err
 	}
+	job.Commit.SHA, job.Commit.Branch = sha, branch
 	world, err := stages.Connect(c.getenv, ci.Job{}, c.stderr)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -107,16 +118,17 @@ func head(ctx context.Context, environ []string, dir string) (sha, branch string
 	if _, err := os.Stat(filepath.Join(dir, ".git")); err != nil {
 		return "", "", nil
 	}
-	git := func(args ...string) (string, error) {
-		var out bytes.Buffer
-		err := child.Command{Path: "git", Args: args, Dir: dir, Env: environ, Stdout: &out}.Run(ctx)
-		return strings.TrimSpace(out.String()), err
-	}
-	if sha, err = git("rev-parse", "--verify", "HEAD"); err != nil {
+	var out bytes.Buffer
+	err = child.Command{Path: "git", Args: []string{"rev-parse", "HEAD", "--symbolic-full-name", "HEAD"}, Dir: dir, Env: environ, Stdout: &out}.Run(ctx)
+	if err != nil {
 		return "", "", &usererr.Error{Code: usererr.CodeUsage, What: "read the git work tree", Err: err, Next: "make a first commit"}
 	}
-	// A detached HEAD has no branch, which is no error.
-	branch, _ = git("symbolic-ref", "--short", "-q", "HEAD")
+	// A detached HEAD is no branch, which is no error.
+	sha, ref, _ := strings.Cut(strings.TrimSpace(out.String()), "\n")
+	branch, ok := strings.CutPrefix(ref, "refs/heads/")
+	if !ok {
+		branch = ""
+	}
 	return sha, branch, nil
 }
 
