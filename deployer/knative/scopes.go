@@ -96,8 +96,8 @@ func (t *Target) Lead(ctx context.Context, namespace, identity string, work func
 			return fmt.Errorf("knative: lease %s: %w", WatchdogLease, err)
 		}
 		e.Run(ctx)
-		//lint:ignore SA2001 waits until work has ended
 		working.Lock()
+		//lint:ignore SA2001 waits until work has ended
 		working.Unlock()
 	}
 	return nil
