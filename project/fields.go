@@ -238,7 +238,7 @@ func (f fieldsOf) functions() *spec {
 		{name: "job", doc: "How a job runs.", spec: object("a map of parallelism, completions, retries, timeout and ttl",
 			field{name: "parallelism", doc: "Instances at once. Default 1.", spec: integer(1, 10000)},
 			field{name: "completions", doc: "Runs that must succeed. Default parallelism.", spec: integer(1, 100000)},
-			field{name: "retries", doc: "Default 0.", spec: integer(0, 100)},
+			field{name: "retries", doc: "How often one completion that failed is tried again. Default 0.", spec: integer(0, 100)},
 			field{name: "timeout", doc: "Time for everything. Default 1h.", spec: duration("2h", second, 30*day)},
 			field{name: "ttl", doc: "Time a finished job is kept. Default 1d.", spec: duration("1d", second, 90*day)},
 		)},

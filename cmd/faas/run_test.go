@@ -68,12 +68,25 @@ func TestRun(t *testing.T) {
 		}
 	}
 
-	// Without the job its timer goes; a rollback brings both back.
-	l.write(map[string]string{"faas.yml": "version: 1\nservice: nightly\nprovider: {runtime: nodejs18}\nfunctions:\n  warm: {handler: warm.handler, events: [{http: {path: /warm}}, {timer: {every: 10m}}]}\n"})
+	// Without the job its timer goes; a rollback brings both back. Beside it, a
+	// job that is any program.
+	l.write(map[string]string{"faas.yml": `version: 1
+service: nightly
+provider: {runtime: nodejs18}
+functions:
+  warm: {handler: warm.handler, events: [{http: {path: /warm}}, {timer: {every: 10m}}]}
+  program: {kind: job, contract: app, handler: node program.js, environment: {WORD: hello}}
+`, "program.js": "console.log(process.env.WORD, process.env.FAAS_EVENT); process.exit(JSON.parse(process.env.FAAS_EVENT).exit)"})
 	if p := l.plan(); len(p.Deploy.Timers) != 2 || p.Deploy.Timers[1].Action != "remove" || p.Deploy.Timers[1].Function != "count" {
 		t.Errorf("timers %+v", p.Deploy.Timers)
 	}
 	l.apply()
+	if code, _, log := l.faas("run", "program", "--event", `{"exit": 0}`); code != 0 || !strings.Contains(log, `hello {"exit": 0}`) {
+		t.Errorf("a program as a job: exit %d\n%s", code, log)
+	}
+	if code, _, log := l.faas("run", "program", "--event", `{"exit": 3}`); code != 1 || !strings.Contains(log, "exited with code 3") {
+		t.Errorf("a program that fails: exit %d\n%s", code, log)
+	}
 	if s := seen(); len(s.Timers) != 1 || s.Timers[0].Function != "warm" {
 		t.Errorf("timers after the removal: %+v", s.Timers)
 	}

@@ -77,8 +77,9 @@ func runSpec(scope deployer.Scope, s deployer.Spec, revision string, more ...cor
 	spec.BackoffLimit = &retries
 	if completions > 1 {
 		// Each completion knows which one it is, and has tries of its own. A
-		// cluster that does not know that yet counts all of them together.
-		indexed, all := batchv1.IndexedCompletion, retries*completions
+		// cluster that does not know that yet counts all of them together, so
+		// the sum is bounded too.
+		indexed, all := batchv1.IndexedCompletion, (retries+1)*completions
 		spec.CompletionMode, spec.BackoffLimitPerIndex, spec.BackoffLimit = &indexed, &retries, &all
 	}
 	if j.Timeout > 0 {
@@ -170,6 +171,13 @@ func timerVar(scope deployer.Scope, t deployer.Timer) corev1.EnvVar {
 		"function": t.Function, "name": t.Name, "payload": t.Payload, "source": "/" + label(scope.Environment) + "/" + label(scope.Service),
 	})
 	return corev1.EnvVar{Name: "FAAS_TIMER", Value: escape(string(b))}
+}
+
+// timerEvent is the event of a job's timer, for programs that read FAAS_EVENT
+// alone. When the run is for, they read in FAAS_JOB_NAME, as our adapter does.
+func timerEvent(t deployer.Timer) corev1.EnvVar {
+	b, _ := json.Marshal(map[string]string{"triggerName": t.Name, "payload": t.Payload}) // strings can't fail to encode
+	return corev1.EnvVar{Name: "FAAS_EVENT", Value: escape(string(b))}
 }
 
 // writtenUnder is the lease epoch of the object's last write.

@@ -108,7 +108,7 @@ func (t *Target) SetTimer(ctx context.Context, f deployer.Fence, timer deployer.
 	var spec batchv1.JobSpec
 	var err error
 	if s.Job != nil {
-		spec, err = runSpec(f.Scope, s, revision, timerVar(f.Scope, timer))
+		spec, err = runSpec(f.Scope, s, revision, timerVar(f.Scope, timer), timerEvent(timer))
 	} else {
 		// The key that it needs was made with the unit.
 		spec, err = fireSpec(f.Scope, t.namespace(f.Scope), timer, s, revision)

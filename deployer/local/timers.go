@@ -200,7 +200,12 @@ func (s *Server) call(ctx context.Context, rec timerRecord, at time.Time) error 
 		if err != nil {
 			return err
 		}
-		r := s.newRun(rec.Scope, run, rec.Revision, spec, map[string]string{"FAAS_TIMER": string(event)})
+		// For programs that read FAAS_EVENT alone.
+		plain, err := json.Marshal(map[string]string{"triggerTime": at.UTC().Format(time.RFC3339), "triggerName": rec.Timer.Name, "payload": rec.Timer.Payload})
+		if err != nil {
+			return err
+		}
+		r := s.newRun(rec.Scope, run, rec.Revision, spec, map[string]string{"FAAS_TIMER": string(event), "FAAS_EVENT": string(plain)})
 		if r == nil {
 			return fmt.Errorf("run %s: %w", run, deployer.ErrExists)
 		}

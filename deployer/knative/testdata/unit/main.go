@@ -38,13 +38,13 @@ func main() {
 			time.Sleep(time.Millisecond * time.Duration(len(all)%2))
 		}
 	}
-	if event := os.Getenv("FAAS_EVENT"); event != "" {
-		runJob(event)
-	}
 	if t := os.Getenv("FAAS_TIMER"); t != "" && os.Getenv("FAAS_FIRE") == "" {
 		var timer struct{ Payload string }
 		_ = json.Unmarshal([]byte(t), &timer)
 		runJob(timer.Payload)
+	}
+	if event := os.Getenv("FAAS_EVENT"); event != "" {
+		runJob(event)
 	}
 	if to := os.Getenv("FAAS_FIRE"); to != "" {
 		fire(to)

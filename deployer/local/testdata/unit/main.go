@@ -28,13 +28,13 @@ func main() {
 	case "mute":
 		time.Sleep(time.Hour)
 	}
-	if event := os.Getenv("FAAS_EVENT"); event != "" {
-		runJob(event)
-	}
 	if t := os.Getenv("FAAS_TIMER"); t != "" && os.Getenv("FAAS_FIRE") == "" {
 		var timer struct{ Payload string }
 		_ = json.Unmarshal([]byte(t), &timer)
 		runJob(timer.Payload)
+	}
+	if event := os.Getenv("FAAS_EVENT"); event != "" {
+		runJob(event)
 	}
 	if to := os.Getenv("FAAS_FIRE"); to != "" {
 		fire(to)
