@@ -184,10 +184,18 @@ func (s *state) versions(ctx context.Context, scope deployer.Scope, p *project.P
 // asLive is the state of a scope that runs just what the release records.
 func asLive(rel deployer.Release) deployer.State {
 	state := deployer.State{Head: deployer.Head{Live: rel.ID}, Live: &rel}
+	revisions := map[string]string{}
 	for _, u := range rel.Units {
+		revisions[u.Spec.Name] = u.Revision
 		state.Services = append(state.Services, deployer.Service{
-			Name: u.Spec.Name, Unit: u.Unit, Template: u.Revision, Traffic: []deployer.Share{{Revision: u.Revision, Percent: 100}},
+			Name: u.Spec.Name, Unit: u.Unit, Job: u.Spec.Job != nil, Template: u.Revision, Traffic: []deployer.Share{{Revision: u.Revision, Percent: 100}},
 			Revisions: []deployer.Observed{{Name: u.Revision, Hash: u.Spec.Hash(), Phase: deployer.Ready}},
+		})
+	}
+	for _, t := range rel.Timers {
+		state.Timers = append(state.Timers, deployer.ObservedTimer{
+			Key: t.Key(), Function: t.Function, Service: t.Service, Schedule: t.Schedule, Timezone: t.Timezone,
+			Revision: revisions[t.Service], Does: t.Does(revisions[t.Service]),
 		})
 	}
 	return state
