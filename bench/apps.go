@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -20,7 +21,7 @@ var nodeApps = map[string]map[string]string{
 	"node-small": {"express": "4.21.2", "lodash": "4.17.21"},
 	"node-270": {
 		"typescript": "5.6.3", "webpack": "5.96.1", "typeorm": "0.3.20", "rxjs": "7.8.1", "date-fns": "4.1.0", "axios": "1.7.9", "express": "4.21.2",
-		"lodash": "4.17.21", "winston": "3.17.0", "mysql2": "3.11.5", "ioredis": "5.4.1", "koa": "2.15.3", "ajv": "8.17.1", "pino": "9.5.0",
+		"lodash": "4.17.21",
 	},
 }
 
@@ -60,8 +61,13 @@ func nodeApp(dir, name, registry, base string) error {
 }
 
 // lockFile makes package-lock.json, or takes the one made before.
-func lockFile(ctx context.Context, dir, kept, registry string) (packages int, err error) {
+func lockFile(ctx context.Context, dir, cache, registry string) (packages int, err error) {
 	lock := filepath.Join(dir, "package-lock.json")
+	manifest, err := os.ReadFile(filepath.Join(dir, "package.json"))
+	if err != nil {
+		return 0, err
+	}
+	kept := filepath.Join(cache, fmt.Sprintf("package-lock-%.12x.json", sha256.Sum256(manifest)))
 	data, err := os.ReadFile(kept)
 	if err != nil {
 		if _, err := measure.Command(ctx, []string{"npm_config_registry=http://" + registry + "/"}, "npm", "install", "--package-lock-only", "--no-audit", "--no-fund",

@@ -151,7 +151,7 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 		if err := nodeApp(dir, name, b.npm.Host, b.full); err != nil {
 			return err
 		}
-		if b.packages[name], err = lockFile(ctx, dir, filepath.Join(b.cache, name+".package-lock.json"), b.npm.Host); err != nil {
+		if b.packages[name], err = lockFile(ctx, dir, b.cache, b.npm.Host); err != nil {
 			return err
 		}
 		b.apps = append(b.apps, peers.App{Name: name, Dir: dir, Slim: slim, Packages: "http://" + b.npm.Host + "/", NPM: true, Entry: `["/usr/bin/node","index.js"]`})

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -83,13 +84,75 @@ func (w *writer) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Registry is go-containerregistry's, with its blobs in dir.
+// Registry is go-containerregistry's, with its blobs in dir. Like those in
+// production, and unlike it, it holds blobs by repository: what one builder
+// has pushed is no help to the next.
 func Registry(dir string) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	return start(registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(dir)), registry.Logger(log.New(io.Discard, "", 0)),
-		registry.WithReferrersSupport(true)))
+	return start(&scoped{held: map[string]bool{}, inner: registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(dir)),
+		registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))})
+}
+
+// scoped knows which repository holds which blob.
+type scoped struct {
+	inner http.Handler
+	mu    sync.Mutex
+	held  map[string]bool // repository@digest
+}
+
+func (s *scoped) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	repo, rest, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/")
+	q := r.URL.Query()
+	if !ok {
+		s.inner.ServeHTTP(w, r)
+		return
+	}
+	s.mu.Lock()
+	here, there := s.held[repo+"@"+rest], s.held[q.Get("from")+"@"+q.Get("mount")]
+	s.mu.Unlock()
+	switch {
+	case (r.Method == http.MethodHead || r.Method == http.MethodGet) && !strings.HasPrefix(rest, "uploads/") && !here:
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = io.WriteString(w, `{"errors":[{"code":"BLOB_UNKNOWN","message":"blob unknown to registry"}]}`)
+		return
+	case r.Method == http.MethodPost && q.Has("mount"):
+		if there {
+			s.hold(repo, q.Get("mount"))
+			w.Header().Set("Docker-Content-Digest", q.Get("mount"))
+			w.Header().Set("Location", "/v2/"+repo+"/blobs/"+q.Get("mount"))
+			w.WriteHeader(http.StatusCreated)
+			return
+		}
+		// The upload that a refused mount becomes.
+		r.URL.RawQuery = ""
+	case r.Method == http.MethodDelete:
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	status := &statusWriter{ResponseWriter: w}
+	s.inner.ServeHTTP(status, r)
+	if d := q.Get("digest"); d != "" && status.code == http.StatusCreated {
+		s.hold(repo, d)
+	}
+}
+
+func (s *scoped) hold(repo, digest string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held[repo+"@"+digest] = true
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+func (w *statusWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
 }
 
 // maxPackage is more than any package archive or index has.
