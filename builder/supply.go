@@ -109,6 +109,11 @@ func (b *build) bom(ctx context.Context) (attest.BOM, error) {
 		out.Unknown = []string{"packages that the Dockerfile installed"}
 	}
 	out.Components = append(out.Components, b.baseComponent())
+	for _, t := range b.req.Layers {
+		if t.Title == "dependencies" { // files that the project's own build has put together
+			out.Unknown = append(out.Unknown, "packages that the build command installed")
+		}
+	}
 	d := b.req.Dependencies
 	if d == nil {
 		return out, nil

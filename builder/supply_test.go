@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -154,6 +155,21 @@ func TestBillOfMaterialsIsTheSameAnywhere(t *testing.T) {
 	}
 	if !bytes.Equal(all[0], all[1]) {
 		t.Errorf("%s\n%s", all[0], all[1])
+	}
+}
+
+// TestWhatABuildCommandInstalls: jars that Maven put in place have no lock file.
+func TestWhatABuildCommandInstalls(t *testing.T) {
+	w := newWorld(t)
+	w.baseBOM(t)
+	req := w.request(t, "k1", "one")
+	req.Dependencies = nil
+	req.Layers = append(req.Layers, builder.Tree{Title: "dependencies", FS: fstest.MapFS{"lib/a.jar": {Data: []byte("PK")}}, Prefix: "/app"})
+	req.Origin = origin(strings.Repeat("a", 40))
+	docs := beside(t, mustBuild(t, engine(t, builder.Options{}), req).Ref)
+	bom, err := attest.ReadBOM(docs[attest.PredicateBOM], "")
+	if err != nil || strings.Join(bom.Unknown, ", ") != "packages that the build command installed" {
+		t.Errorf("%v, %v", bom.Unknown, err)
 	}
 }
 
