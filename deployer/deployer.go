@@ -2,7 +2,7 @@
 //
 // [Deploy] holds the one order of steps that every target shares: preflight,
 // lease, unfinished intent, revisions at 0 %, readiness, proof, record,
-// intent, traffic, check at the route, timers, live, cleanup. A [Target] is the small
+// intent, room, traffic, analysis, check at the route, timers, live, cleanup. A [Target] is the small
 // set of verbs that this order needs from a cluster; it decides nothing.
 // deployertest holds the behaviour suite of targets.
 //
