@@ -51,7 +51,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 		Exists:  layers.Find,
 		Inspect: layers.Inspect, Rebase: layers.Rebase, Verify: layers.Verify,
 		Target: func(ctx context.Context, s bundle.Site) (Target, error) {
-			return openTarget(ctx, s, getenv("KUBECONFIG"), keys)
+			return openTarget(ctx, s, getenv("KUBECONFIG"), keys, log)
 		},
 		NPMRegistry: func(ctx context.Context) (string, error) {
 			return npmRegistry(ctx, getenv)
@@ -137,7 +137,7 @@ func kanikoExecutor(getenv func(string) string) string {
 
 // openTarget connects to the place a site names. Cluster credentials are the
 // job's: KUBECONFIG, a file or a list of files.
-func openTarget(ctx context.Context, s bundle.Site, kubeconfig string, keys authn.Keychain) (Target, error) {
+func openTarget(ctx context.Context, s bundle.Site, kubeconfig string, keys authn.Keychain, log io.Writer) (Target, error) {
 	if s.Cluster.Kind == bundle.KindLocal {
 		t := local.Dial(s.Cluster.Endpoint)
 		mode, _, err := t.Sandbox(ctx)
@@ -154,6 +154,7 @@ func openTarget(ctx context.Context, s bundle.Site, kubeconfig string, keys auth
 	}
 	t, err := knative.New(knative.Config{
 		Kubeconfig: kubeconfig, Context: s.Cluster.Context, Namespace: s.Namespace, IngressAddress: s.Cluster.Ingress, Keychain: keys,
+		Artefacts: true, Notice: func(text string) { fmt.Fprintln(log, "warning: "+text) },
 	})
 	if err != nil {
 		return Target{}, bad(err, "check KUBECONFIG, and the cluster's context in clusters.yml")

@@ -331,18 +331,6 @@ func TestReleaseRecord(t *testing.T) {
 	if err != nil || got.Units[0].Spec.Hash() != r.Units[0].Spec.Hash() {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	// What does not compress, as keys and certificates don't.
-	big := make([]byte, 200<<10)
-	for i, x := 0, uint32(1); i < len(big); i++ {
-		x ^= x << 13
-		x ^= x >> 17
-		x ^= x << 5
-		big[i] = 'a' + byte(x%26)
-	}
-	r.Units[0].Spec.Environment = map[string]string{"BIG": string(big)}
-	if _, err := packRelease(r); err == nil || !strings.Contains(err.Error(), "use fewer units or a smaller environment") {
-		t.Errorf("a record that is too big: %v", err)
-	}
 }
 
 func FuzzUnpackRelease(f *testing.F) {

@@ -46,6 +46,11 @@ type Config struct {
 	IngressAddress string
 	// Keychain is what Preflight looks at images with; nil: anonymous.
 	Keychain authn.Keychain
+	// Artefacts also keeps each release's full record in the repository of its
+	// images, and gives those images tags that clean-up policies respect.
+	// Whatever of that does not work is told to Notice, which may be nil.
+	Artefacts bool
+	Notice    func(string)
 	// Transport is the way to registries; nil: go-containerregistry's.
 	Transport http.RoundTripper
 	// ProgressDeadline is how long Knative lets a revision try to become

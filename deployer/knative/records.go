@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"strings"
 	"time"
 
 	coordination "k8s.io/api/coordination/v1"
@@ -138,6 +139,7 @@ const (
 	maxRelease      = 64 << 10
 	maxReleasePlain = 8 << 20
 	releaseKey      = "release.json.gz"
+	indexKey        = "index.json"
 )
 
 func packRelease(r deployer.Release) ([]byte, error) {
@@ -151,10 +153,27 @@ func packRelease(r deployer.Release) ([]byte, error) {
 	if err := errors.Join(err, w.Close()); err != nil {
 		return nil, fmt.Errorf("knative: release %s: %w", r.ID, err)
 	}
-	if b.Len() > maxRelease {
-		return nil, fmt.Errorf("knative: release %s: its record is %d bytes compressed, more than the %d that a ConfigMap is given; use fewer units or a smaller environment", r.ID, b.Len(), maxRelease)
-	}
 	return b.Bytes(), nil
+}
+
+// index is what stands in a ConfigMap that is too small for its record.
+type index struct {
+	Release string      `json:"release"`
+	Units   []indexUnit `json:"units"`
+}
+
+type indexUnit struct {
+	Unit     string `json:"unit"`
+	Revision string `json:"revision"`
+	Image    string `json:"image"`
+}
+
+func indexOf(r deployer.Release) ([]byte, error) {
+	i := index{Release: r.ID}
+	for _, u := range r.Units {
+		i.Units = append(i.Units, indexUnit{u.Unit, u.Revision, u.Image})
+	}
+	return json.Marshal(i)
 }
 
 func unpackRelease(b []byte) (deployer.Release, error) {
@@ -182,6 +201,23 @@ func (t *Target) CreateRelease(ctx context.Context, f deployer.Fence, r deployer
 	if err := t.fence(ctx, f); err != nil {
 		return err
 	}
+	var full kept
+	if t.cfg.Artefacts {
+		if full = t.keepInRegistry(ctx, f.Scope, r, b); full.note != "" && t.cfg.Notice != nil {
+			t.cfg.Notice(full.note)
+		}
+	}
+	data := map[string][]byte{releaseKey: b}
+	if len(b) > maxRelease {
+		if full.record == "" {
+			return fmt.Errorf("knative: release %s: its record is %d bytes compressed, more than the %d that a ConfigMap is given, and the registry does not hold it; use fewer units or a smaller environment", r.ID, len(b), maxRelease)
+		}
+		small, err := indexOf(r)
+		if err != nil {
+			return fmt.Errorf("knative: release %s: %w", r.ID, err)
+		}
+		data = map[string][]byte{indexKey: small}
+	}
 	immutable := true
 	m := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{
@@ -189,7 +225,12 @@ func (t *Target) CreateRelease(ctx context.Context, f deployer.Fence, r deployer
 			Annotations: map[string]string{group + "release": r.ID, group + "commit": r.Commit, group + "created-by": r.CreatedBy, group + "at": r.Created.UTC().Format(time.RFC3339)},
 		},
 		Immutable:  &immutable,
-		BinaryData: map[string][]byte{releaseKey: b},
+		BinaryData: data,
+	}
+	for k, v := range map[string]string{annotationArtefact: full.record, annotationTags: strings.Join(full.tags, " "), annotationNote: full.note} {
+		if v != "" {
+			m.Annotations[k] = v
+		}
 	}
 	m.Labels[LabelRecord] = "release"
 	_, err = once(ctx, t, "write release "+r.ID, func(ctx context.Context) (*corev1.ConfigMap, error) {
@@ -209,7 +250,13 @@ func (t *Target) Release(ctx context.Context, scope deployer.Scope, id string) (
 	if err := owned(scope, "release", id, m.Labels); err != nil {
 		return deployer.Release{}, err
 	}
-	r, err := unpackRelease(m.BinaryData[releaseKey])
+	packed := m.BinaryData[releaseKey]
+	if packed == nil && m.Annotations[annotationArtefact] != "" {
+		if packed, err = t.pullRecord(ctx, m.Annotations[annotationArtefact]); err != nil {
+			return deployer.Release{}, fmt.Errorf("knative: release %s: its record in the registry, %s: %w", id, m.Annotations[annotationArtefact], err)
+		}
+	}
+	r, err := unpackRelease(packed)
 	if err != nil {
 		return deployer.Release{}, fmt.Errorf("knative: release %s: config map %s: %w", id, m.Name, err)
 	}
@@ -252,6 +299,9 @@ func (t *Target) RemoveRelease(ctx context.Context, f deployer.Fence, id string)
 	}
 	if errors.Is(err, deployer.ErrNotFound) || errors.Is(err, deployer.ErrConflict) {
 		return nil // gone, or another one by now
+	}
+	if err == nil && t.cfg.Artefacts {
+		t.dropTags(ctx, strings.Fields(m.Annotations[annotationTags]))
 	}
 	return err
 }
