@@ -45,11 +45,16 @@ type Placement struct {
 const (
 	KindKnative = "knative"
 	KindLocal   = "local"
+	// KindDirectory writes manifests into a folder, for GitOps.
+	KindDirectory = "directory"
 )
 
 // Cluster is one place that runs functions.
 type Cluster struct {
-	Kind string `yaml:"kind"` // knative, local
+	Kind string `yaml:"kind"` // knative, local, directory
+	// Path is the folder of manifests; a relative one is in the work tree.
+	// Directory only, and needed there.
+	Path string `yaml:"path,omitempty"`
 	// Context is the kubeconfig context, such as GitLab's agent puts there;
 	// empty means the current one. Knative only.
 	Context string `yaml:"context,omitempty"`
@@ -143,10 +148,23 @@ func (c Cluster) check(d *yamlDoc, name string) {
 		if c.Endpoint != "" && !path.IsAbs(c.Endpoint) {
 			d.badf(at("endpoint"), "%q is not the absolute path of a local target's control socket", c.Endpoint)
 		}
+	case KindDirectory:
+		if c.Context != "" || c.Endpoint != "" || c.HasGateway() {
+			d.badf(at("kind"), "a directory has no context, endpoint or gateway")
+		}
+		if c.Path == "" || !path.IsAbs(c.Path) && !fs.ValidPath(path.Clean(c.Path)) {
+			d.badf(at("path"), "%q is not a folder: name one in the work tree, or an absolute path", c.Path)
+		}
+		if c.Domain == "" {
+			d.badf(at("domain"), "say what units' host names end with, as the cluster has it")
+		}
 	default:
-		d.badf(at("kind"), "%q is not one of: knative, local", c.Kind)
+		d.badf(at("kind"), "%q is not one of: knative, local, directory", c.Kind)
 	}
-	if c.Ingress != "" && (c.Kind == KindLocal || !hostPort.MatchString(c.Ingress)) {
+	if c.Path != "" && c.Kind != KindDirectory {
+		d.badf(at("path"), "only a directory has one")
+	}
+	if c.Ingress != "" && (c.Kind != KindKnative || !hostPort.MatchString(c.Ingress)) {
 		d.badf(at("ingress"), "%q is not host:port of a knative cluster", c.Ingress)
 	}
 	if u, err := url.Parse(c.Prometheus); c.Prometheus != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "") {

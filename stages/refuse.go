@@ -156,14 +156,41 @@ func unsupportedAt(p *project.Project, at bundle.Site) []project.Problem {
 			}
 			continue
 		}
+		if at.Cluster.Kind == bundle.KindDirectory {
+			const next = "leave it out for this environment, or deploy to the cluster itself"
+			if len(u.Secrets) > 0 {
+				no(u, "secrets", "a folder of manifests does not know the versions of secrets", next)
+			}
+			if len(u.Config) > 0 {
+				no(u, "config", "a folder of manifests does not know the versions of config maps", next)
+			}
+			continue
+		}
 		if u.Scale.Metric == "cpu" && !u.Job && !at.Cluster.Has(featureHPA) {
 			no(u, "scale.metric", fmt.Sprintf("cluster %s does not scale by CPU", at.Name),
 				"use concurrency or rps, or ask the platform team for feature "+featureHPA+" in clusters.yml")
 		}
 	}
 	out = append(out, badQueries(p, at)...)
+	if at.Cluster.Kind == bundle.KindDirectory {
+		out = append(out, needsLive(p)...)
+	}
 	asWritten(p, out)
 	inFileOrder(out)
+	return out
+}
+
+// needsLive names what of the rollout can't be done where manifests are
+// written and something else applies them.
+func needsLive(p *project.Project) []project.Problem {
+	const why, next = "needs a live cluster, and this environment's target is a folder of manifests", "leave it out for this environment, or deploy to the cluster itself"
+	var out []project.Problem
+	if s := p.Rollout.Strategy; s != deployer.Direct && s != "" {
+		out = append(out, p.Problem("rollout.strategy", project.CodeConflict, "strategy "+s+" "+why, next))
+	}
+	if len(p.Rollout.Verify) > 0 {
+		out = append(out, p.Problem("rollout.verify", project.CodeConflict, "verify "+why, next))
+	}
 	return out
 }
 

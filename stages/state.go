@@ -55,7 +55,7 @@ type InspectFunc func(ctx context.Context, ref name.Reference) (builder.Inspecti
 // Target is a deploy target and what the report says of it.
 type Target struct {
 	deployer.Target
-	Kind    string // knative, local
+	Kind    string // knative, local, directory
 	Sandbox string // of a local target: root, userns, none
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/deployer/directory"
 	"github.com/kuroko-faas/kuroko/deployer/knative"
 	"github.com/kuroko-faas/kuroko/deployer/local"
 	"github.com/kuroko-faas/kuroko/internal/run"
@@ -51,6 +52,9 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 		Exists:  layers.Find,
 		Inspect: layers.Inspect, Rebase: layers.Rebase, Verify: layers.Verify,
 		Target: func(ctx context.Context, s bundle.Site) (Target, error) {
+			if s.Cluster.Kind == bundle.KindDirectory {
+				return openDirectory(s, job.Dir, keys)
+			}
 			return openTarget(ctx, s, getenv("KUBECONFIG"), keys, log)
 		},
 		NPMRegistry: func(ctx context.Context) (string, error) {
@@ -133,6 +137,26 @@ func kanikoExecutor(getenv func(string) string) string {
 		}
 	}
 	return ""
+}
+
+// openDirectory opens a site's folder of manifests; a relative one is below
+// the job's work tree.
+func openDirectory(s bundle.Site, work string, keys authn.Keychain) (Target, error) {
+	dir := filepath.FromSlash(s.Cluster.Path)
+	if !filepath.IsAbs(dir) {
+		var err error
+		if dir, err = filepath.Abs(filepath.Join(work, dir)); err != nil {
+			return Target{}, err
+		}
+	}
+	t, err := directory.Open(directory.Config{Dir: dir, Domain: s.Cluster.Domain, Namespace: s.Namespace, Keychain: keys})
+	if err != nil {
+		return Target{}, &usererr.Error{
+			Code: usererr.CodeEnvironment, Class: usererr.Config, What: "open the folder of manifests", Err: err,
+			Next: "check path of cluster " + s.Name + " in clusters.yml",
+		}
+	}
+	return Target{Target: t, Kind: bundle.KindDirectory}, nil
 }
 
 // openTarget connects to the place a site names. Cluster credentials are the

@@ -109,7 +109,7 @@ func clusterSetup(c *cli.Context) (cluster.Setup, error) {
 	}
 	name := c.String("cluster")
 	site, ok := clusters.Clusters[name]
-	if !ok || site.Kind == bundle.KindLocal {
+	if !ok || site.Kind != bundle.KindKnative {
 		return none, cliapp.Usagef("--cluster: clusters.yml has no Knative cluster %q", name)
 	}
 	s := cluster.Setup{System: c.String("system"), Image: c.String("image"), Images: c.StringSlice("images"), Tiers: map[string]cluster.Limits{}}

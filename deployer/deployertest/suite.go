@@ -66,6 +66,18 @@ func TestTarget(t *testing.T, start func(t *testing.T) Env) {
 	}
 }
 
+// TestRecords runs the part of the suite that is about records alone, for a
+// target at which nothing runs.
+func TestRecords(t *testing.T, start func(t *testing.T) Env) {
+	for name, test := range map[string]func(*testing.T, *suite){"Head": testHead, "Releases": testReleases} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			t.Cleanup(cancel)
+			test(t, &suite{T: t, Env: start(t), ctx: ctx})
+		})
+	}
+}
+
 type suite struct {
 	*testing.T
 	Env
