@@ -99,10 +99,11 @@ func Sweep(ctx context.Context, t Target, scope Scope, o SweepOptions) (Swept, e
 	}
 }
 
-// Due looks at rec without any request and reports whether its open rollout
-// has nobody any more who goes on with it.
+// Due looks at rec without any request and reports whether a sweep has
+// something to do that does not wait: its open rollout has nobody any more
+// who goes on with it, or what it kept warm is to be given back.
 func (s *Sweeper) Due(rec Recorded) bool {
-	return rec.Head.Rollout != nil && s.waits(rec) == ""
+	return (rec.Head.Rollout != nil || rec.Head.cold(s.o.Now())) && s.waits(rec) == ""
 }
 
 // waits says why rec can't be written now; empty: it can.

@@ -124,6 +124,35 @@ func TestWatchdogLeavesALiveRunAlone(t *testing.T) {
 	})
 }
 
+// What is kept warm for a rollback is given back when its time is over, and
+// no sooner; of a held release too.
+func TestWatchdogCools(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := prepared(t, history)
+		tagged := func() bool {
+			t.Helper()
+			all, err := c.Services(t.Context(), scope)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slices.ContainsFunc(all[0].Traffic, func(s deployer.Share) bool { return s.Tag == deployer.TagPrevious })
+		}
+		guarded(t, c, 9*time.Minute, deployer.SweepOptions{})
+		if !tagged() {
+			t.Error("cold within keepWarm")
+		}
+		h, _ := c.Head(t.Context(), scope)
+		h.Held = "because"
+		if _, err := c.SwapHead(t.Context(), scope, h); err != nil {
+			t.Fatal(err)
+		}
+		guarded(t, c, 2*time.Minute, deployer.SweepOptions{})
+		if h, _ = c.Head(t.Context(), scope); tagged() || !h.Warm.IsZero() || h.Held == "" {
+			t.Errorf("after keepWarm: tagged %v, warm %s, held %q", tagged(), h.Warm, h.Held)
+		}
+	})
+}
+
 // An intent without a holder waits for people until its own deadline.
 func TestWatchdogKeepsAnApprovalsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
