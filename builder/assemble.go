@@ -60,7 +60,8 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 	var base *baseImage
 	var baseReused []part
 	began := e.o.Now()
-	parts := make([]*part, len(req.Layers)+2) // trees, dependencies, code; nil for what there is not
+	below := len(req.BuiltIn)
+	parts := make([]*part, below+len(req.Layers)+2) // built-in layers, trees, dependencies, code; nil for what there is not
 	// A transfer that fails ends the work as well, with its reason.
 	work, wctx := errgroup.WithContext(b.upCtx)
 	work.Go(func() (err error) {
@@ -77,6 +78,17 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		}
 		return nil
 	})
+	for i, ref := range req.BuiltIn {
+		work.Go(func() error {
+			p, err := b.builtIn(wctx, ref)
+			if err != nil {
+				return err
+			}
+			parts[i] = p
+			p.took = e.o.Now().Sub(began)
+			return nil
+		})
+	}
 	trees := append([]Tree{}, req.Layers...)
 	if req.Code.FS != nil {
 		trees = append(trees, req.Code)
@@ -91,7 +103,7 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 	}()
 	for i, t := range trees {
 		shared := i < len(req.Layers) // adapters and plugins are in many images
-		at := i
+		at := below + i
 		if !shared {
 			at++ // behind the dependencies
 		}
@@ -120,7 +132,7 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 			p, err := b.dependencies(wctx)
 			if p != nil {
 				p.took = e.o.Now().Sub(began)
-				parts[len(req.Layers)] = p
+				parts[below+len(req.Layers)] = p
 			}
 			return err
 		})
@@ -235,6 +247,37 @@ func (b *build) ensure(ctx context.Context, blob registry.Blob, from *name.Repos
 	}
 	b.e.memo.saw(repo, blob.Digest)
 	return mounted, nil
+}
+
+// builtIn brings a built-in layer into the image's repository.
+func (b *build) builtIn(ctx context.Context, ref name.Digest) (*part, error) {
+	img, err := b.e.base(ctx, b.s, ref)
+	if err != nil {
+		return nil, err
+	}
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: built-in layer %s: %s", ErrNoBase, ref, fmt.Sprintf(format, args...))
+	}
+	if len(img.manifest.Layers) != 1 {
+		return nil, bad("it has %d layers", len(img.manifest.Layers))
+	}
+	own, err := b.e.base(ctx, b.s, b.req.Base)
+	if err != nil {
+		return nil, err
+	}
+	// An index's digest would name the base of every platform: the manifest's
+	// is compared.
+	if made := img.config.Config.Labels[LabelLayerBase]; made != sumOf(own.Manifest).String() {
+		return nil, bad("it was made for the base %s, not for %s", made, sumOf(own.Manifest))
+	}
+	d := img.manifest.Layers[0]
+	from := ref.Context()
+	p := &part{titled: titled{kindBuiltIn, layer.Info{Digest: d.Digest, DiffID: img.config.RootFS.DiffIDs[0], Size: d.Size, MediaType: ociLayer(d.MediaType), Native: true}}}
+	p.reused, err = b.ensure(ctx, b.s.Copy(from, d, "built-in layer"), &from, true)
+	if errors.Is(err, registry.ErrNotFound) {
+		err = fmt.Errorf("%w: built-in layer %s: %w", ErrNoBase, ref, err)
+	}
+	return p, err
 }
 
 // baseLayer brings a layer of the base: mounted from the base's repository, or

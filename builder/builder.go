@@ -42,7 +42,10 @@ type Request struct {
 	Repository name.Repository
 	// Base is the image below everything else.
 	Base name.Digest
-	// Layers are trees placed on the base in order: adapter, plugins.
+	// BuiltIn are images of one layer each that come on the base in order;
+	// each was made for that very base, as its label [LabelLayerBase] says.
+	BuiltIn []name.Digest
+	// Layers are trees placed on them in order: adapter, plugins.
 	Layers []Tree
 	// Dependencies is nil when the project has none.
 	Dependencies *Dependencies

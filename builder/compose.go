@@ -37,6 +37,8 @@ const (
 // Kinds of the layers below ours.
 const (
 	kindBase = "base"
+	// kindBuiltIn marks a layer of Debian packages that a function named.
+	kindBuiltIn = "builtin"
 	// kindDockerfile marks what a Dockerfile's instructions made: base and
 	// additions in one, made for this image alone.
 	kindDockerfile = "dockerfile"
@@ -50,6 +52,10 @@ func (r *Request) below() string {
 	}
 	return kindBase
 }
+
+// LabelLayerBase is the label of a built-in layer's image that names, by
+// digest, the base the layer was made for: it holds what that base has not.
+const LabelLayerBase = "io.kuroko.layer.base"
 
 // abiLabel is the label of base images that changes when machine code built
 // for an earlier one would not run on a later one.

@@ -114,6 +114,9 @@ func (b *build) bom(ctx context.Context) (attest.BOM, error) {
 			out.Unknown = append(out.Unknown, "packages that the build command installed")
 		}
 	}
+	for _, ref := range b.req.BuiltIn {
+		out.Components = append(out.Components, attest.Component{Type: "oci", Name: path.Base(path.Dir(ref.Context().RepositoryStr())), Version: ref.DigestStr(), Layer: kindBuiltIn})
+	}
 	d := b.req.Dependencies
 	if d == nil {
 		return out, nil

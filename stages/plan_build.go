@@ -67,6 +67,8 @@ type PlannedImage struct {
 	Dockerfile string `json:"dockerfile,omitempty"`
 	// Findings are what there is to say about the Dockerfile.
 	Findings []kaniko.Problem `json:"findings,omitempty"`
+	// Layers are the built-in layers, as faas.yml names them.
+	Layers []string `json:"layers,omitempty"`
 	// App is the function whose own server the image runs; empty for images
 	// with an adapter.
 	App string `json:"app,omitempty"`
@@ -114,6 +116,8 @@ type RuntimeFacts struct {
 	Base     string // digest of the base image, without its registry
 	Build    string // digest of the build image
 	Adapter  string // sum of the adapter's tree
+	// Layers are the digests of the built-in layers that the bundle has for it.
+	Layers map[string]string
 	// Versions are what people call base, build image and adapter, by the
 	// names of their inputs; none where nobody gave one.
 	Versions map[string]string
@@ -138,6 +142,9 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		}
 		img := PlannedImage{Runtime: u.Runtime, Units: []string{u.Name}, Dockerfile: u.Build.Dockerfile}
 		img.Engine, img.EngineWhy = chooseEngine(u.Build)
+		if img.Engine == EngineLayer {
+			img.Layers = u.Layers
+		}
 		if f, ok := appOf(u); ok {
 			img.App = f.Name
 		}
@@ -393,7 +400,11 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 		list = append(list, Input{"start command", sumOf(f.Handler, c.sums[procfile])})
 	}
 	if len(u.Layers) > 0 {
-		list = append(list, Input{"layers", sumOf(u.Layers...)})
+		var parts []string
+		for _, l := range u.Layers {
+			parts = append(parts, l, rt.Layers[builtInName(l)])
+		}
+		list = append(list, Input{"layers", sumOf(parts...)})
 	}
 	return list
 }
@@ -404,6 +415,9 @@ var (
 	lockFiles = map[string]string{"node": "package-lock.json", "python": "requirements.txt"}
 	manifests = map[string]string{"node": "package.json"}
 )
+
+// builtInName is NAME of builtin:NAME.
+func builtInName(layer string) string { return strings.TrimPrefix(layer, "builtin:") }
 
 // sumOf hashes parts so that no two different lists collide.
 func sumOf(parts ...string) string {

@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/kuroko-faas/kuroko/bundle"
 )
 
 // lookups is how many images are asked for at once.
@@ -57,7 +61,7 @@ func (s *state) existing(ctx context.Context, plan BuildPlan) (map[string]string
 	return found, errors.Join(errs...)
 }
 
-// folders names the folders of a bundle's folder: its plugins, its layers.
+// folders names the folders of a bundle's folder: its plugins.
 func folders(fsys fs.FS, dir string) []string {
 	entries, err := fs.ReadDir(fsys, dir)
 	if err != nil {
@@ -70,4 +74,15 @@ func folders(fsys fs.FS, dir string) []string {
 		}
 	}
 	return out
+}
+
+// builtInLayers are the names of the layers that a bundle has for any runtime.
+func builtInLayers(m bundle.Meta) []string {
+	all := map[string]bool{}
+	for _, rt := range m.Runtimes {
+		for n := range rt.Layers {
+			all[n] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
 }

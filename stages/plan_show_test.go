@@ -37,12 +37,12 @@ environments: {test: {cluster: test-1}, prod: {cluster: hz-1}}
 `)},
 			"policy.yml":                     {Data: []byte("version: 1\nhosts: [{host: api.example.internal, basePath: /bff, owners: [fe/order]}]\n")},
 			"plugins/request-log/plugin.yml": {Data: []byte("x")},
-			"layers/ffmpeg/layer.yml":        {Data: []byte("x")},
 		},
 		Meta: bundle.Meta{Version: "1", Runtimes: map[string]bundle.Runtime{}},
 	}
 	for n, lang := range map[string]string{"nodejs18": "node", "python3.11": "python", "java17": "java"} {
-		b.Meta.Runtimes[n] = bundle.Runtime{Language: lang, Base: "base/" + n + "@sha256:" + hex, Build: "build/" + n + "@sha256:" + hex, ABI: "1", Adapter: "runtimes/" + lang}
+		b.Meta.Runtimes[n] = bundle.Runtime{Language: lang, Base: "base/" + n + "@sha256:" + hex, Build: "build/" + n + "@sha256:" + hex, ABI: "1", Adapter: "runtimes/" + lang,
+			Layers: map[string]string{"ffmpeg": "layer/ffmpeg/" + n + "@sha256:" + hex}}
 		b.FS.(fstest.MapFS)["runtimes/"+lang+"/main"] = &fstest.MapFile{Data: []byte(lang)}
 	}
 	return b

@@ -52,7 +52,7 @@ func unsupported(p *project.Project) []project.Problem {
 			no(at+".contract", "a job with contract: "+f.Contract)
 		}
 		// A server needs no adapter, only its language's base.
-		if _, ok := launchers[f.Language]; !ok && f.Contract != "app" {
+		if _, ok := launchers[f.Language]; !ok && (f.Contract != "app" || f.Kind == project.KindJob) {
 			no(at+".runtime", "runtime "+f.Runtime+" (no adapter for "+f.Language+")")
 		}
 		// The adapter takes a timer's call, and knows it by its key.
@@ -82,8 +82,8 @@ func unsupported(p *project.Project) []project.Problem {
 	}
 	for _, u := range p.Units {
 		at := "functions." + u.Functions[0].Name
-		if len(u.Layers) > 0 {
-			no(at+".layers", "layers")
+		if len(u.Layers) > 0 && u.Build.Builder != "layer" {
+			no(at+".layers", "layers with build.builder: "+u.Build.Builder)
 		}
 		if u.Isolation == "worker" {
 			no("aggregation."+u.Name+".isolation", "isolation: worker")

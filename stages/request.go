@@ -59,8 +59,17 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 			return builder.Request{}, err
 		}
 	}
+	builtIn := make([]name.Digest, 0, len(img.Layers))
+	for _, l := range img.Layers {
+		d, err := name.NewDigest(site.Cluster.Image(rt.Layers[builtInName(l)]))
+		if err != nil {
+			return bad(fmt.Errorf("layers.%s: %w", builtInName(l), err))
+		}
+		builtIn = append(builtIn, d)
+	}
 	req := builder.Request{
-		Name: img.Name, Key: img.Key, Repository: repo, Base: base,
+		BuiltIn: builtIn,
+		Name:    img.Name, Key: img.Key, Repository: repo, Base: base,
 		Code:   builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
 		Origin: s.origin(plan, img),
 	}

@@ -195,7 +195,8 @@ func checkStart(f project.Function, root *os.Root, which func(string) bool) (why
 
 // appOf is the unit's function when it is a server of its own.
 func appOf(u project.Unit) (project.Function, bool) {
-	if len(u.Functions) == 1 && u.Functions[0].Contract == "app" {
+	// A job has no contract: its handler is called, whatever provider says.
+	if len(u.Functions) == 1 && u.Functions[0].Contract == "app" && u.Functions[0].Kind == project.Online {
 		return u.Functions[0], true
 	}
 	return project.Function{}, false

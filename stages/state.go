@@ -196,7 +196,7 @@ func projectOptions(job ci.Job, b *bundle.Bundle, environ []string) (project.Opt
 	for _, n := range slices.Sorted(maps.Keys(b.Meta.Runtimes)) {
 		opts.Runtimes = append(opts.Runtimes, project.RuntimeInfo{Name: n, Language: b.Meta.Runtimes[n].Language})
 	}
-	opts.Plugins, opts.Layers = folders(b.FS, "plugins"), folders(b.FS, "layers")
+	opts.Plugins, opts.Layers = folders(b.FS, "plugins"), builtInLayers(b.Meta)
 	clusters, err := b.Clusters()
 	if err != nil {
 		return project.Options{}, err

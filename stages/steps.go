@@ -189,7 +189,14 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		}
 		in.Runtimes[n] = RuntimeFacts{
 			Language: rt.Language, Base: base.DigestStr(), Build: build, Adapter: adapter, Versions: versionsOf(s.Bundle.FS, rt),
+			Layers: map[string]string{},
 		}
+		for layer, ref := range rt.Layers {
+			in.Runtimes[n].Layers[layer] = ref[strings.LastIndex(ref, "@")+1:]
+		}
+	}
+	if err := haveLayers(p, in.Runtimes); err != nil {
+		return BuildPlan{}, err
 	}
 	in.Live = s.live
 	plan, err := PlanBuild(in)
@@ -253,6 +260,23 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
 	return known.files(s.Job.Dir, slices.DeleteFunc(paths, func(f string) bool { return left[f] }))
 }
 
+// haveLayers refuses built-in layers that the bundle has for other runtimes
+// alone.
+func haveLayers(p *project.Project, runtimes map[string]RuntimeFacts) error {
+	var problems []usererr.Problem
+	for _, u := range p.Units {
+		for _, l := range u.Layers {
+			if runtimes[u.Runtime].Layers[builtInName(l)] == "" {
+				problems = append(problems, usererr.Problem{Why: fmt.Sprintf("unit %s: the platform has no %s for runtime %s", u.Name, l, u.Runtime)})
+			}
+		}
+	}
+	if len(problems) > 0 {
+		return &usererr.Error{Code: usererr.CodeProjectRefused, Problems: problems}
+	}
+	return nil
+}
+
 // checkHandlers looks for the file of every handler that which selects, and
 // names all that are missing.
 func checkHandlers(p *project.Project, dir string, which func(handler string) bool) error {
@@ -263,7 +287,7 @@ func checkHandlers(p *project.Project, dir string, which func(handler string) bo
 	defer root.Close()
 	var problems []usererr.Problem
 	for _, f := range p.Functions {
-		if f.Contract == "app" {
+		if f.Contract == "app" && f.Kind == project.Online {
 			if f.Build.Builder == "layer" {
 				if why, next := checkStart(f, root, which); why != "" {
 					problems = append(problems, usererr.Problem{Why: why, Next: next})

@@ -184,15 +184,23 @@ func (t *tree) nameService() error {
 }
 
 func (t *tree) links(links map[string]string, arch string) error {
-	for _, name := range sortedKeys(links) {
-		if err := t.setLink(name, strings.ReplaceAll(links[name], "{arch}", arch)); err != nil {
+	known := strings.NewReplacer("{arch}", arch, "{triplet}", triplets[arch])
+	for _, pattern := range sortedKeys(links) {
+		name := known.Replace(pattern)
+		if err := t.setLink(name, known.Replace(links[pattern])); err != nil {
 			return err
 		}
 		if t.resolve(name) == nil {
-			return fmt.Errorf("%w: link %s: %s is not in the image", ErrRecipe, name, links[name])
+			return fmt.Errorf("%w: link %s: %s is not in the image", ErrRecipe, name, links[pattern])
 		}
 	}
 	return nil
+}
+
+// triplets are the folders of libraries by Debian's architecture.
+var triplets = map[string]string{
+	"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu", "armhf": "arm-linux-gnueabihf", "i386": "i386-linux-gnu", "ppc64el": "powerpc64le-linux-gnu",
+	"s390x": "s390x-linux-gnu", "riscv64": "riscv64-linux-gnu", "loong64": "loongarch64-linux-gnu", "mips64el": "mips64el-linux-gnuabi64",
 }
 
 // libraryDirs makes sure that the loader finds every library without

@@ -233,15 +233,30 @@ func (b *Builder) resolve(ctx context.Context, a *apt, r Recipe) ([]Package, err
 
 // writePackages merges the packages into one layer.
 func (b *Builder) writePackages(ctx context.Context, a *apt, r Recipe, pkgs []Package, w *layer.Writer) error {
-	if err := b.fetch(ctx, a, r, pkgs); err != nil {
-		return err
-	}
-	b.log("%s: merge %d packages", r.Name, len(pkgs))
-	t, err := newTree(b.tmp(), dropper(r.Drop))
+	t, err := b.merge(ctx, a, r, pkgs)
 	if err != nil {
 		return err
 	}
 	defer t.close()
+	b.log("%s: write the layer: %d files, %d MB", r.Name, len(t.nodes), t.end>>20)
+	return t.write(ctx, w)
+}
+
+// merge is the tree of the packages. The caller closes it.
+func (b *Builder) merge(ctx context.Context, a *apt, r Recipe, pkgs []Package) (_ *tree, err error) {
+	if err := b.fetch(ctx, a, r, pkgs); err != nil {
+		return nil, err
+	}
+	b.log("%s: merge %d packages", r.Name, len(pkgs))
+	t, err := newTree(b.tmp(), dropper(r.Drop))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
 	controls := make([]control, len(pkgs))
 	for i, p := range pkgs {
 		c, err := b.readControl(ctx, p.path)
@@ -252,23 +267,22 @@ func (b *Builder) writePackages(ctx context.Context, a *apt, r Recipe, pkgs []Pa
 			err = b.mergeDeb(ctx, t, source{name: p.Name, replaces: c.replaces}, p.path)
 		}
 		if err != nil {
-			return fmt.Errorf("package %s %s: %w", p.Name, p.Version, err)
+			return nil, fmt.Errorf("package %s %s: %w", p.Name, p.Version, err)
 		}
 		controls[i] = c
 	}
 	for _, c := range controls {
 		if err := t.installed(c); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := t.finish(r, a.arch); err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.check(t); err != nil {
-		return err
+		return nil, err
 	}
-	b.log("%s: write the layer: %d files, %d MB", r.Name, len(t.nodes), t.end>>20)
-	return t.write(ctx, w)
+	return t, nil
 }
 
 // fetch downloads what is missing.
@@ -291,7 +305,7 @@ func (r Recipe) expected(pkgs []Package) error {
 		if p.Name != r.Expect.Package {
 			continue
 		}
-		if hasMajor(upstream(p.Version), r.Expect.Major) {
+		if r.Expect.Major == "" || hasMajor(upstream(p.Version), r.Expect.Major) {
 			return nil
 		}
 		e.Got = p.Name + " " + p.Version
@@ -341,7 +355,9 @@ func majorMinor(version string) string {
 // check looks at the tree for what the recipe promises.
 func (r Recipe) check(t *tree) error {
 	program := t.resolve(r.Expect.Program)
-	if program == nil || !program.mode.IsRegular() || program.inode.mode&0o111 == 0 {
+	if r.Expect.Program == "" {
+		program = nil // a layer of data
+	} else if program == nil || !program.mode.IsRegular() || program.inode.mode&0o111 == 0 {
 		return &ExpectError{Image: r.Name, Want: "the program /" + r.Expect.Program, Got: "none"}
 	}
 	for _, p := range r.Absent {

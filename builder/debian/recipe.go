@@ -25,6 +25,9 @@ const (
 	Base   Kind = "base"
 	Build  Kind = "build"
 	Runner Kind = "runner"
+	// BuiltIn is a layer put on bases: what its packages have and a base has
+	// not. Its images are made with [Builder.BuildLayer].
+	BuiltIn Kind = "layer"
 )
 
 // Recipe says what an image is made of. It is data: dockerfiles/*.yml.
@@ -135,8 +138,8 @@ func (r Recipe) validate() error {
 	if !nameRE.MatchString(r.Name) {
 		bad("name: %q is not an image name", r.Name)
 	}
-	if !slices.Contains([]Kind{Base, Build, Runner}, r.Kind) {
-		bad("kind: %q is none of base, build, runner", r.Kind)
+	if !slices.Contains([]Kind{Base, Build, Runner, BuiltIn}, r.Kind) {
+		bad("kind: %q is none of base, build, runner, layer", r.Kind)
 	}
 	if len(r.Packages) == 0 {
 		bad("packages: none")
@@ -161,7 +164,13 @@ func (r Recipe) validate() error {
 			bad("links: %s: %q leaves the image", from, to)
 		}
 	}
+	if r.Kind == BuiltIn {
+		r.validateLayer(bad)
+	}
 	for _, p := range append([]string{r.Expect.Program}, r.Absent...) {
+		if p == "" && r.Kind == BuiltIn {
+			continue // a layer of data has no program
+		}
 		if !fs.ValidPath(p) || p == "." {
 			bad("%q is not a path relative to the image's root", p)
 		}
@@ -169,9 +178,11 @@ func (r Recipe) validate() error {
 	if !packageRE.MatchString(r.Expect.Package) {
 		bad("expect.package: %q is not a package name", r.Expect.Package)
 	}
-	if !majorRE.MatchString(r.Expect.Major) {
+	if r.Expect.Major == "" && r.Kind == BuiltIn {
+		// Any version will do.
+	} else if !majorRE.MatchString(r.Expect.Major) {
 		bad("expect.major: %q is not a version", r.Expect.Major)
-	} else if m := nameMajorRE.FindString(r.Name); m != r.Expect.Major && (r.Kind != Runner || m != "") {
+	} else if m := nameMajorRE.FindString(r.Name); m != r.Expect.Major && r.Kind != BuiltIn && (r.Kind != Runner || m != "") {
 		bad("expect.major: %s is not the version in the name %s", r.Expect.Major, r.Name)
 	}
 	if r.NPM != nil {
@@ -188,7 +199,7 @@ func (r Recipe) validate() error {
 			bad("abi: {%s} is none of {arch}, {version:PACKAGE}", m[1])
 		}
 	}
-	if r.ABI == "" {
+	if r.ABI == "" && r.Kind != BuiltIn {
 		bad("abi: missing")
 	}
 	if _, ok := r.Labels[LabelABI]; ok {
@@ -214,6 +225,16 @@ func (r Recipe) validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// validateLayer refuses what a layer takes from its base.
+func (r Recipe) validateLayer(bad func(string, ...any)) {
+	if !strings.HasPrefix(r.Name, "layer/") || strings.Count(r.Name, "/") != 1 {
+		bad("name: a layer is called layer/NAME")
+	}
+	if r.ABI != "" || r.NPM != nil || r.User != "" || r.Workdir != "" || len(r.Entrypoint)+len(r.Cmd)+len(r.Env)+len(r.Files) > 0 {
+		bad("kind layer: abi, npm, env, workdir, user, entrypoint, cmd and files are the base's")
+	}
 }
 
 // LoadRecipes reads every *.yml of fsys that is a recipe, by name. Base images
@@ -245,7 +266,7 @@ func LoadRecipes(fsys fs.FS) ([]Recipe, error) {
 	if len(files) == 0 {
 		return nil, fmt.Errorf("debian: recipes: no *.yml there: %w", fs.ErrNotExist)
 	}
-	rank := map[Kind]int{Base: 0, Build: 1, Runner: 2}
+	rank := map[Kind]int{Base: 0, Build: 1, BuiltIn: 2, Runner: 3}
 	slices.SortFunc(all, func(a, b Recipe) int {
 		if d := rank[a.Kind] - rank[b.Kind]; d != 0 {
 			return d

@@ -398,9 +398,15 @@ func (t *tree) follow(name string) (string, *node) {
 
 // write puts the tree into w: sorted, the first name of a file with its
 // content and its other names as hard links to it.
-func (t *tree) write(ctx context.Context, w *layer.Writer) error {
+func (t *tree) write(ctx context.Context, w *layer.Writer) error { return t.writeBeyond(ctx, w, nil) }
+
+// writeBeyond is write without the paths that below has.
+func (t *tree) writeBeyond(ctx context.Context, w *layer.Writer, below *tree) error {
 	first := map[*node]string{}
 	for _, name := range t.names() {
+		if below != nil && below.nodes[name] != nil {
+			continue
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -82,8 +82,15 @@ func imageBuild(c *cli.Context, getenv func(string) string) error {
 		b.ListsAge = -1
 	}
 	abi := map[string]debian.Image{}
-	for _, r := range chosen {
-		img, err := b.Build(c.Context, r, debian.Options{Files: c.StringSlice("files"), Out: c.String("out")})
+	for _, t := range chosen {
+		r, o := t.recipe, debian.Options{Files: c.StringSlice("files"), Out: c.String("out")}
+		var img debian.Image
+		if r.Kind == debian.BuiltIn {
+			img, err = b.BuildLayer(c.Context, r, t.base, o)
+			r.Name = debian.LayerName(r, t.base)
+		} else {
+			img, err = b.Build(c.Context, r, o)
+		}
 		if err != nil {
 			return imageError(r.Name, err)
 		}
@@ -112,26 +119,56 @@ func imageBuild(c *cli.Context, getenv func(string) string) error {
 	return nil
 }
 
-func chooseRecipes(all []debian.Recipe, names []string) ([]debian.Recipe, error) {
+// chosen is an image to make: a recipe, for a built-in layer with the base that
+// it is for.
+type chosen struct{ recipe, base debian.Recipe }
+
+func (c chosen) name() string {
+	if c.recipe.Kind == debian.BuiltIn {
+		return debian.LayerName(c.recipe, c.base)
+	}
+	return c.recipe.Name
+}
+
+// targets are the images that recipes make: a built-in layer has one for each
+// base.
+func targets(all []debian.Recipe) []chosen {
+	var out []chosen
+	for _, r := range all {
+		if r.Kind != debian.BuiltIn {
+			out = append(out, chosen{recipe: r})
+			continue
+		}
+		for _, base := range all {
+			if base.Kind == debian.Base {
+				out = append(out, chosen{r, base})
+			}
+		}
+	}
+	return out
+}
+
+func chooseRecipes(recipes []debian.Recipe, names []string) ([]chosen, error) {
+	all := targets(recipes)
 	if slices.Contains(names, "all") {
 		if len(names) > 1 {
 			return nil, cliapp.Usagef("all stands alone")
 		}
 		return all, nil
 	}
-	var chosen []debian.Recipe
+	var out []chosen
 	for _, n := range names {
-		i := slices.IndexFunc(all, func(r debian.Recipe) bool { return r.Name == n })
+		i := slices.IndexFunc(all, func(c chosen) bool { return c.name() == n })
 		if i < 0 {
 			var known []string
-			for _, r := range all {
-				known = append(known, r.Name)
+			for _, c := range all {
+				known = append(known, c.name())
 			}
 			return nil, &usererr.Error{Code: usererr.CodeUsage, Err: fmt.Errorf("no recipe is called %q", n), Next: "use one of: " + strings.Join(known, ", ")}
 		}
-		chosen = append(chosen, all[i])
+		out = append(out, all[i])
 	}
-	return chosen, nil
+	return out, nil
 }
 
 func imagePush(c *cli.Context, getenv func(string) string) error {

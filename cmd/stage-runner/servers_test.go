@@ -206,3 +206,37 @@ func TestJavaDependencies(t *testing.T) {
 		t.Errorf("the log should have reused dependencies and pushed code:\n%s", o.log)
 	}
 }
+
+// A built-in layer comes on the base of the functions that name it: ffmpeg
+// runs, as nobody special, in an image without a shell.
+func TestBuiltInLayer(t *testing.T) {
+	l := newServers(t, "python3.11", "")
+	if l.started.Images["python3.11"].Layers["ffmpeg"] == "" {
+		t.Skip("needs the image layer/ffmpeg/python3.11: make images IMAGES=layer/ffmpeg/python3.11")
+	}
+	const app = `from http.server import *
+import os, subprocess
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        out = subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "sine=duration=1", "-f", "wav", "-"], capture_output=True)
+        self.send_response(200); self.end_headers()
+        self.wfile.write(b"%d %s %d %s" % (os.getuid(), out.stdout[:4], len(out.stdout), out.stderr))
+HTTPServer(("", int(os.environ["PORT"])), Handler).serve_forever()
+`
+	const plain = "version: 1\nservice: media\nprovider: {runtime: python3.11, contract: app}\nfunctions:\n  media: {handler: app.py"
+	l.write(map[string]string{"faas.yml": plain + ", layers: ['builtin:ffmpeg']}\n", "app.py": app})
+	o := l.ok(whole)
+	if _, body, _ := l.get(o.report.Result.URLs[0].URL); body != "65532 RIFF 88278 " {
+		t.Errorf("got %q, log:\n%s", body, o.log)
+	}
+	// Without it, it is another image.
+	l.newPipeline()
+	l.write(map[string]string{"faas.yml": plain + "}\n"})
+	again := l.ok("prepare,test,build")
+	if again.report.Result.Images[0].Ref == o.report.Result.Images[0].Ref {
+		t.Error("an image with a layer is the one without")
+	}
+	l.newPipeline()
+	l.write(map[string]string{"faas.yml": plain + ", layers: ['builtin:nope']}\n"})
+	l.refused(l.run(whole), 1, "builtin:nope", "builtin:ffmpeg")
+}

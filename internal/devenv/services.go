@@ -156,7 +156,18 @@ func (s Services) PushBaseImages(ctx context.Context, cache string, runtimes ...
 		if err != nil {
 			return nil, err
 		}
-		all[runtime] = bundle.Images{Base: base, Build: build}
+		all[runtime] = bundle.Images{Base: base, Build: build, Layers: map[string]string{}}
+		// Built-in layers are few people's need: those that were made are offered.
+		for _, layer := range []string{"ffmpeg", "fonts", "tzdata"} {
+			ref, err := push("layer/" + layer + "/" + runtime)
+			if errors.Is(err, debian.ErrNotBuilt) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			all[runtime].Layers[layer] = ref
+		}
 	}
 	return all, nil
 }
