@@ -58,6 +58,7 @@ bench: ## start of the runner, and builds cold / code change / no change with re
 .PHONY: bench-build
 bench-build: ## our engines against kaniko, buildah and BuildKit in interleaved rounds; APPS=node-small ROUNDS=1 ENGINES=layer,buildkit OUT=FILE
 	@$(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null 2>&1 || { $(MAKE) build && $(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null; }
-	cd bench && $(GO) run . $(if $(APPS),-apps '$(APPS)') $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(ENGINES),-engines '$(ENGINES)') $(if $(OUT),-out '$(abspath $(OUT))')
+	@# -mod=mod: the module follows the repository's own requirements.
+	cd bench && GOFLAGS=-mod=mod $(GO) run . $(if $(APPS),-apps '$(APPS)') $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(ENGINES),-engines '$(ENGINES)') $(if $(OUT),-out '$(abspath $(OUT))')
 
 include lab/lab.mk
