@@ -187,8 +187,12 @@ func (o *opened) under(n int) *baseImage {
 	return b
 }
 
-// fits makes sure that machine code of the project runs on the new base.
+// fits makes sure that what is above the base runs on the new one.
 func (o *opened) fits(base *baseImage, ours []titled) error {
+	if slices.ContainsFunc(ours, func(l titled) bool { return l.title == kindBuiltIn }) {
+		return &InputError{What: fmt.Sprintf("%s can't be rebased", o.ref), Next: rebuild,
+			Err: errors.New("it has built-in layers, which were made for the base it has and hold what that one lacks")}
+	}
 	have, want := o.config.Config.Labels[abiLabel], base.config.Config.Labels[abiLabel]
 	if have != "" && have == want {
 		return nil

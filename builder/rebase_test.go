@@ -99,11 +99,15 @@ func TestRebaseRefuses(t *testing.T) {
 	newer := pushBaseOf(t, w.reg, "base/nodejs18", "a", "node18-glibc2.39")
 	other := pushBaseOf(t, w.reg, "base/nodejs20", "b", "node20")
 	mute := pushBaseOf(t, w.reg, "base/mute", "c", "")
+	fonts := w.request(t, "k4", "one")
+	fonts.Layers = append([]builder.Tree{{Title: "builtin", FS: fstest.MapFS{"font": {Data: []byte("x")}}, Prefix: "/usr/share/fonts"}}, fonts.Layers...)
+	builtIn := mustBuild(t, e, fonts)
 	for _, c := range []struct {
 		name   string
 		rebase builder.Rebase
 		want   string // "" works
 	}{
+		{"built-in layers", builder.Rebase{Image: builtIn.Ref, Base: newer}, "it has built-in layers"},
 		{"another glibc", builder.Rebase{Image: plain.Ref, Base: newer}, ""},
 		{"another glibc, machine code", builder.Rebase{Image: machine.Ref, Base: newer}, "there is machine code in its layer code"},
 		{"same abi, machine code", builder.Rebase{Image: machine.Ref, Base: w.base}, ""},
