@@ -29,7 +29,6 @@ type installed struct {
 	exec  bool
 	file  *zip.File
 	data  []byte
-	sum   string // of data or of file's content
 }
 
 func (i installed) open() (io.ReadCloser, int64, error) {
