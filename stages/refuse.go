@@ -52,7 +52,7 @@ func unsupported(p *project.Project) []project.Problem {
 			no(at+".contract", "a job with contract: "+f.Contract)
 		}
 		// A server needs no adapter, only its language's base.
-		if _, ok := launchers[f.Language]; !ok && (f.Contract != "app" || f.Kind == project.KindJob) {
+		if _, ok := launchers[f.Language]; !ok && f.Contract != "app" {
 			no(at+".runtime", "runtime "+f.Runtime+" (no adapter for "+f.Language+")")
 		}
 		// The adapter takes a timer's call, and knows it by its key.

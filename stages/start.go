@@ -38,10 +38,14 @@ var javaClass = regexp.MustCompile(`^([A-Za-z_$][\w$]*\.)*[A-Z_$][\w$]*$`)
 var errNoStart = errors.New("contract app needs a start command")
 
 // startCommand is the command of an app function, as a list of words: its
-// handler, else the Procfile's web line, else, for Node.js, package.json's
-// scripts.start. An image has no shell, so what needs one is refused.
+// handler, else, of a server, the Procfile's web line, else, for Node.js,
+// package.json's scripts.start. An image has no shell, so what needs one is
+// refused.
 func startCommand(f project.Function, tree fs.FS) ([]string, error) {
 	line, from := f.Handler, "handler"
+	if line == "" && f.Kind == project.KindJob {
+		return nil, errNoStart // the conventions are about servers
+	}
 	if line == "" {
 		var err error
 		if line, from, err = conventionalStart(f.Language, tree); err != nil {
@@ -182,6 +186,9 @@ func checkStart(f project.Function, root *os.Root, which func(string) bool) (why
 	at := fmt.Sprintf("line %d: functions.%s", f.Line, f.Name)
 	switch {
 	case errors.Is(err, errNoStart):
+		if f.Kind == project.KindJob {
+			return at + ": " + err.Error(), "add handler: the job's program and its arguments"
+		}
 		return at + ": " + err.Error(), "add handler: " + map[string]string{"python": "app.py", "java": "target/app.jar", "node": "server.js"}[f.Language] +
 			", or a " + procfile + " with a line web: COMMAND"
 	case err != nil:
@@ -193,10 +200,10 @@ func checkStart(f project.Function, root *os.Root, which func(string) bool) (why
 	return "", ""
 }
 
-// appOf is the unit's function when it is a server of its own.
+// appOf is the unit's function when it is a program of its own: a server, or a
+// job that is not called but run.
 func appOf(u project.Unit) (project.Function, bool) {
-	// A job has no contract: its handler is called, whatever provider says.
-	if len(u.Functions) == 1 && u.Functions[0].Contract == "app" && u.Functions[0].Kind == project.Online {
+	if len(u.Functions) == 1 && u.Functions[0].Contract == "app" {
 		return u.Functions[0], true
 	}
 	return project.Function{}, false

@@ -287,7 +287,7 @@ func checkHandlers(p *project.Project, dir string, which func(handler string) bo
 	defer root.Close()
 	var problems []usererr.Problem
 	for _, f := range p.Functions {
-		if f.Contract == "app" && f.Kind == project.Online {
+		if f.Contract == "app" {
 			if f.Build.Builder == "layer" {
 				if why, next := checkStart(f, root, which); why != "" {
 					problems = append(problems, usererr.Problem{Why: why, Next: next})
