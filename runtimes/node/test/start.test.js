@@ -130,10 +130,12 @@ test('FAAS_LOAD=lazy loads at the first call what has no hooks', async (t) => {
   assert.deepStrictEqual(p.lines.map((l) => l.msg), ['listening', 'b loaded', 'ready']);
   assert.strictEqual((await p.request('/a')).text, 'a');
   assert.strictEqual((await p.request('/a')).text, 'a');
-  assert.strictEqual(p.lines.filter((l) => l.msg === 'a loaded').length, 1);
+  await p.line((l) => l.msg === 'a loaded');
   const c = await p.request('/c');
   assert.strictEqual(c.status, 500);
   assert.match(c.json().errorMessage, /c is broken/);
+  await p.line((l) => l.msg === 'request' && l.function === 'c');
+  assert.strictEqual(p.lines.filter((l) => l.msg === 'a loaded').length, 1);
 });
 
 test('platform.json beside main.js marks every answer', async (t) => {
