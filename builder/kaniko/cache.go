@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/kuroko-faas/kuroko/builder/layer"
+	"github.com/kuroko-faas/kuroko/builder/rootfs"
 )
 
 // An entry of the cache is what a stage has made up to a RUN, or up to its
@@ -232,7 +233,7 @@ func (b *build) download(l v1.Layer, d storedLayer) (v1.Layer, error) {
 	}
 	defer raw.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, io.LimitReader(raw, maxUnpacked)); err != nil {
+	if _, err := io.Copy(h, io.LimitReader(raw, rootfs.MaxUnpacked)); err != nil {
 		return nil, err
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != d.DiffID.Hex {

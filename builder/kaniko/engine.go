@@ -37,6 +37,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/builder/rootfs"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
@@ -204,7 +205,7 @@ func (e *Engine) build(ctx context.Context, r *registry, src Source, whole bool,
 	if err := errors.Join(os.Mkdir(contextDir, 0o755), os.Chmod(contextDir, 0o755), os.Chmod(work, 0o755)); err != nil {
 		return res, fmt.Errorf("kaniko: %w", err)
 	}
-	b := build{e: e, r: r, src: src, work: work, bases: map[string]v1.Image{}, keys: map[int][]string{}, stages: map[int]*built{}, trees: map[string]*tree{}}
+	b := build{e: e, r: r, src: src, work: work, bases: map[string]v1.Image{}, keys: map[int][]string{}, stages: map[int]*built{}, trees: map[string]*rootfs.Tree{}}
 	defer b.close()
 	if b.files, err = copyContext(contextDir, src.Context, src.Paths, src.Path); err != nil {
 		return res, fmt.Errorf("kaniko: copy the build context: %w", err)

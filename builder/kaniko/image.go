@@ -24,6 +24,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/layer"
+	"github.com/kuroko-faas/kuroko/builder/rootfs"
 )
 
 // maxConfig bounds the configuration that comes out of the sandbox.
@@ -151,16 +152,16 @@ func readIndex(f *os.File) ([]tarEntry, error) {
 // and the targets of links into a layer although they did not change, and in a
 // user namespace with the builder as their owner.
 type known struct {
-	trees  []*tree         // top first
+	trees  []*rootfs.Tree  // top first
 	roots  []*os.Root      // theirs
 	owners bool            // whether the trees show the owners
 	now    map[string]bool // paths that a new layer has written or removed; true for folders
 }
 
-func newKnown(trees []*tree, owners bool) (*known, error) {
+func newKnown(trees []*rootfs.Tree, owners bool) (*known, error) {
 	k := &known{trees: trees, owners: owners, now: map[string]bool{}}
 	for _, t := range trees {
-		r, err := os.OpenRoot(t.dir)
+		r, err := os.OpenRoot(t.Dir)
 		if err != nil {
 			k.close()
 			return nil, err
@@ -192,7 +193,7 @@ func (k *known) find(name string) (int, fs.FileInfo) {
 				continue
 			}
 			// Something else stands there, or hides what is below.
-			if !st.IsDir() || opaque(filepath.Join(k.trees[i].dir, dir), k.owners) {
+			if !st.IsDir() || opaque(filepath.Join(k.trees[i].Dir, dir), k.owners) {
 				return -1, nil
 			}
 			break
@@ -232,7 +233,7 @@ func (k *known) drop(entries []tarEntry, f io.ReaderAt) []tarEntry {
 		at, st := k.find(name)
 		if at >= 0 && !k.changed(name) {
 			// The namespace shows its own user as the owner of everything.
-			if o, ok := k.trees[at].foreign[name]; ok {
+			if o, ok := k.trees[at].Foreign[name]; ok {
 				e.h.Uid, e.h.Gid = o[0], o[1]
 			}
 		}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/layer"
+	"github.com/kuroko-faas/kuroko/builder/rootfs"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
@@ -37,7 +38,7 @@ type build struct {
 	bases  map[string]v1.Image // by reference
 	keys   map[int][]string    // by stage, one per step and one for none
 	stages map[int]*built
-	trees  map[string]*tree
+	trees  map[string]*rootfs.Tree
 
 	mode    sandbox.Mode
 	sandbox string // where commands ran; "" when none did
@@ -66,7 +67,7 @@ func (b *built) mountable() []made {
 
 func (b *build) close() {
 	for _, t := range b.trees {
-		t.close()
+		t.Close()
 	}
 }
 
@@ -278,7 +279,7 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 	}
 	var from [][]string
 	for n, st := range chain[at:] {
-		var list []*tree
+		var list []*rootfs.Tree
 		switch {
 		case st.fromStage >= 0:
 			other, err := b.stage(ctx, st.fromStage)
@@ -308,7 +309,7 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 		return fmt.Errorf("kaniko: the executor's answer: %w", err)
 	}
 	err = b.collect(ctx, s, chain, keys, at, below, filepath.Join(inside, "out"), outcome)
-	_ = removeTree(inside)
+	_ = rootfs.Remove(inside)
 	var input *builder.InputError
 	if err != nil && !errors.As(err, &input) && ctx.Err() == nil {
 		err = fmt.Errorf("kaniko: read what the executor made: %w", err)
@@ -318,7 +319,7 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 
 // collect takes the new layers out of the executor's folder, and remembers
 // them for later builds.
-func (b *build) collect(ctx context.Context, s *built, chain []step, keys []string, at int, below []*tree, out string, o Outcome) error {
+func (b *build) collect(ctx context.Context, s *built, chain []step, keys []string, at int, below []*rootfs.Tree, out string, o Outcome) error {
 	root, err := os.OpenRoot(out)
 	if err != nil {
 		return err
@@ -367,23 +368,23 @@ func (b *build) collect(ctx context.Context, s *built, chain []step, keys []stri
 }
 
 // dirs are the trees' folders.
-func dirs(list []*tree) []string {
+func dirs(list []*rootfs.Tree) []string {
 	var out []string
 	for _, t := range list {
-		out = append(out, t.dir)
+		out = append(out, t.Dir)
 	}
 	return out
 }
 
 // unpacked are a stage's files: its layers, the top one first, and its base.
-func (b *build) unpacked(ctx context.Context, s *built) ([]*tree, error) {
-	var list []*tree
+func (b *build) unpacked(ctx context.Context, s *built) ([]*rootfs.Tree, error) {
+	var list []*rootfs.Tree
 	open := func(key string, overlay bool, layers func() ([]v1.Layer, error)) error {
 		if t := b.trees[key]; t != nil {
 			list = append(list, t)
 			return nil
 		}
-		t, kept, err := b.store.tree(ctx, key, b.mode, overlay, layers)
+		t, kept, err := b.store.trees().Tree(ctx, rootfs.Want{Name: key, Owners: b.mode == sandbox.Root, Overlay: overlay, Layers: layers})
 		if err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)

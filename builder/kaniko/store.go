@@ -1,7 +1,6 @@
 package kaniko
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -21,21 +20,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kuroko-faas/kuroko/builder/layer"
-	"github.com/kuroko-faas/kuroko/internal/sandbox"
+	"github.com/kuroko-faas/kuroko/builder/rootfs"
 )
 
 // store keeps what is expensive to make again, in a folder that several
 // processes may share: unpacked images and layers, compressed layers, and
 // which layers a step has made. Losing any of it costs time only.
 //
-//	tree/<kind>-<mode>-<uid>-<sum>/   unpacked files, and .lock, .owners beside
-//	blob/<sum>                        a compressed layer
-//	step/<sum>.json                   a prefix, see below
+//	tree/            unpacked files, a [rootfs.Store]
+//	blob/<sum>       a compressed layer
+//	step/<sum>.json  a prefix, see below
 type store struct {
 	dir string
 	// limit is how many bytes may stay after a build.
 	limit int64
 }
+
+func (s *store) trees() rootfs.Store { return rootfs.Store{Dir: filepath.Join(s.dir, "tree")} }
 
 // prefix is what a stage has made up to a step.
 type prefix struct {
@@ -52,136 +53,6 @@ type prefix struct {
 type storedLayer struct {
 	layer.Info
 	Title string `json:"title"`
-}
-
-// tree is an unpacked image or layer. It is kept from removal until close.
-type tree struct {
-	dir  string
-	lock *os.File
-	// foreign are owners that are not in the files; see [unpacker].
-	foreign map[string][2]int
-}
-
-func (t *tree) close() {
-	if t.lock != nil {
-		t.lock.Close()
-	}
-}
-
-// tree returns the files of layers, unpacked now or before. name is unique for
-// them; overlay says that there is one layer, to be laid over others.
-func (s *store) tree(ctx context.Context, name string, mode sandbox.Mode, overlay bool, layers func() ([]v1.Layer, error)) (*tree, bool, error) {
-	kind := "image"
-	if overlay {
-		kind = "layer"
-	}
-	// A user namespace sees its own owner only, so its copy is another.
-	dir := filepath.Join(s.dir, "tree", fmt.Sprintf("%s-%s-%d-%s", kind, mode, os.Geteuid(), name))
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return nil, false, err
-	}
-	for {
-		t, err := s.open(ctx, dir, unix.LOCK_SH)
-		if err != nil {
-			return nil, false, err
-		}
-		if whole(dir) {
-			now := time.Now()
-			_ = os.Chtimes(dir+".lock", now, now) // for the removal of the oldest
-			b, err := os.ReadFile(dir + ".owners")
-			if err == nil {
-				err = json.Unmarshal(b, &t.foreign)
-			}
-			if err != nil {
-				t.close()
-				return nil, false, err
-			}
-			return t, true, nil
-		}
-		t.close()
-		if t, err = s.open(ctx, dir, unix.LOCK_EX); err != nil {
-			return nil, false, err
-		}
-		if whole(dir) {
-			t.close() // another process was faster
-			continue
-		}
-		err = s.unpack(ctx, t, layers, mode == sandbox.Root, overlay)
-		if err == nil {
-			err = unix.Flock(int(t.lock.Fd()), unix.LOCK_SH)
-		}
-		if err != nil {
-			t.close()
-			return nil, false, err
-		}
-		if whole(dir) {
-			return t, false, nil
-		}
-		t.close() // removed in between: again
-	}
-}
-
-// whole says whether a tree is there with all that belongs to it.
-func whole(dir string) bool {
-	_, err := os.Stat(dir)
-	_, errOwners := os.Stat(dir + ".owners")
-	return err == nil && errOwners == nil
-}
-
-// open locks a tree. The file of the lock is never removed while it is held.
-func (s *store) open(ctx context.Context, dir string, how int) (*tree, error) {
-	for {
-		f, err := os.OpenFile(dir+".lock", os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return nil, err
-		}
-		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			a, errA := f.Stat()
-			b, errB := os.Stat(dir + ".lock")
-			if errA == nil && errB == nil && os.SameFile(a, b) {
-				return &tree{dir: dir, lock: f}, nil
-			}
-			f.Close()
-			continue
-		}
-		f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, err
-		}
-		select { // another process unpacks the same
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// unpack fills a tree whose lock is held alone. It appears complete or not at
-// all.
-func (s *store) unpack(ctx context.Context, t *tree, layers func() ([]v1.Layer, error), owners, overlay bool) error {
-	tmp := t.dir + ".part"
-	// What another process left when it was killed.
-	if err := errors.Join(removeTree(tmp), removeTree(t.dir), os.Mkdir(tmp, 0o755), os.Chmod(tmp, 0o755)); err != nil {
-		return err
-	}
-	list, err := layers()
-	if err == nil {
-		t.foreign, err = unpack(ctx, list, tmp, owners, overlay)
-	}
-	if err == nil {
-		var b []byte
-		if b, err = json.Marshal(t.foreign); err == nil {
-			err = os.WriteFile(t.dir+".owners", b, 0o644)
-		}
-	}
-	if err == nil {
-		err = os.Rename(tmp, t.dir)
-	}
-	if err != nil {
-		_ = removeTree(tmp)
-	}
-	return err
 }
 
 // put keeps a layer's compressed bytes.
@@ -290,42 +161,35 @@ func (s *store) save(x *prefix) error {
 // left, and never what a build is using.
 func (s *store) trim() error {
 	type item struct {
-		path string
 		size int64
 		used time.Time
-		tree bool
+		drop func() bool
 	}
 	var items []item
 	var total int64
-	for _, kind := range []string{"tree", "blob", "step"} {
+	add := func(i item) {
+		total += i.size
+		items = append(items, i)
+	}
+	trees, err := s.trees().List()
+	if err != nil {
+		return err
+	}
+	for _, t := range trees {
+		add(item{t.Size, t.Used, t.Drop})
+	}
+	for _, kind := range []string{"blob", "step"} {
 		list, err := os.ReadDir(filepath.Join(s.dir, kind))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		for _, e := range list {
 			p := filepath.Join(s.dir, kind, e.Name())
-			if kind == "tree" {
-				name, ok := strings.CutSuffix(p, ".lock")
-				if !ok {
-					continue
-				}
-				p = name
-			}
-			i := item{path: p, tree: kind == "tree"}
-			at := p
-			if i.tree {
-				at += ".lock"
-				i.size = diskUse(p)
-			}
-			st, err := os.Stat(at)
+			st, err := os.Stat(p)
 			if err != nil {
 				continue
 			}
-			if i.used = st.ModTime(); !i.tree {
-				i.size = st.Size()
-			}
-			total += i.size
-			items = append(items, i)
+			add(item{st.Size(), st.ModTime(), func() bool { return os.Remove(p) == nil }})
 		}
 	}
 	sort.Slice(items, func(a, b int) bool { return items[a].used.Before(items[b].used) })
@@ -333,47 +197,11 @@ func (s *store) trim() error {
 		if total <= s.limit {
 			break
 		}
-		if i.tree && !s.drop(i.path) {
-			continue
+		if i.drop() {
+			total -= i.size
 		}
-		if !i.tree && os.Remove(i.path) != nil {
-			continue
-		}
-		total -= i.size
 	}
 	return nil
-}
-
-// drop removes a tree that nobody uses.
-func (s *store) drop(dir string) bool {
-	f, err := os.OpenFile(dir+".lock", os.O_RDWR, 0)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-		return false
-	}
-	// The lock's file goes last, while it is held: who waits for it looks
-	// whether it is still the one.
-	return errors.Join(removeTree(dir), removeTree(dir+".part"), os.RemoveAll(dir+".owners"), os.Remove(dir+".lock")) == nil
-}
-
-// diskUse is about how much a tree takes.
-func diskUse(dir string) (n int64) {
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		n += 512
-		if d.Type().IsRegular() {
-			if st, err := d.Info(); err == nil {
-				n += st.Size()
-			}
-		}
-		return nil
-	})
-	return n
 }
 
 // workDir makes a folder for one build, held by a lock, and removes those of
@@ -390,7 +218,7 @@ func workDir(parent string) (dir string, done func(), err error) {
 		}
 		if f, err := os.Open(p); err == nil {
 			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-				_ = removeTree(p)
+				_ = rootfs.Remove(p)
 			}
 			f.Close()
 		}
@@ -405,5 +233,5 @@ func workDir(parent string) (dir string, done func(), err error) {
 	if err != nil {
 		return "", nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return dir, func() { _ = removeTree(dir); f.Close() }, nil
+	return dir, func() { _ = rootfs.Remove(dir); f.Close() }, nil
 }

@@ -1,4 +1,4 @@
-package kaniko
+package rootfs
 
 import (
 	"archive/tar"
@@ -37,18 +37,19 @@ type unpacker struct {
 	left    int64                  // bytes that may still be unpacked
 }
 
-// maxUnpacked bounds a base image on disk; more is a mistake or an attack.
-const maxUnpacked = 20 << 30
+// MaxUnpacked bounds an image on disk; more is a mistake or an attack.
+const MaxUnpacked = 20 << 30
 
-// unpack writes the layers' files into dir, an existing empty folder. It
-// returns the owners that could not be kept.
-func unpack(ctx context.Context, layers []v1.Layer, dir string, owners, overlay bool) (map[string][2]int, error) {
+// Unpack writes the layers' files into dir, an existing empty folder. owners
+// says that the process may give files away; overlay that there is one layer,
+// to be laid over others. It returns the owners that could not be kept.
+func Unpack(ctx context.Context, layers []v1.Layer, dir string, owners, overlay bool) (map[string][2]int, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	u := unpacker{root: root, dir: dir, owners: owners, overlay: overlay, dirs: map[string]*tar.Header{}, foreign: map[string][2]int{}, left: maxUnpacked}
+	u := unpacker{root: root, dir: dir, owners: owners, overlay: overlay, dirs: map[string]*tar.Header{}, foreign: map[string][2]int{}, left: MaxUnpacked}
 	for i, l := range layers {
 		if err := u.layer(ctx, l); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
@@ -154,7 +155,7 @@ func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[str
 		return nil
 	case tar.TypeReg:
 		if u.left -= h.Size; u.left < 0 {
-			return fmt.Errorf("the image is larger than %d GiB", maxUnpacked>>30)
+			return fmt.Errorf("the image is larger than %d GiB", MaxUnpacked>>30)
 		}
 		f, err := u.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {
@@ -202,7 +203,10 @@ func (u *unpacker) parents(dir string) error {
 			return err
 		}
 	}
-	return mkdir(u.root, dir)
+	if err := u.root.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return u.root.Chmod(dir, 0o755) // whatever the umask is
 }
 
 // hide removes what lower layers have at name, or in it.
@@ -320,8 +324,8 @@ func deepestFirst(m map[string]*tar.Header) []string {
 	return names
 }
 
-// removeTree removes also folders that their owner may not write to.
-func removeTree(dir string) error {
+// Remove removes a folder, also where its owner may not write to what is in it.
+func Remove(dir string) error {
 	err := os.RemoveAll(dir)
 	if err == nil {
 		return nil
