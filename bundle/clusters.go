@@ -66,6 +66,10 @@ type Cluster struct {
 	// Ingress is where the runner reaches units when their names don't resolve
 	// where it runs: host:port. Empty leaves it to DNS. Knative only.
 	Ingress string `yaml:"ingress,omitempty"`
+	// IngressService is NAMESPACE/NAME of the Service in front of Knative's
+	// gateway inside the cluster. Where the runner reaches no unit by its name,
+	// it asks there, through the API server. Knative only.
+	IngressService string `yaml:"ingressService,omitempty"`
 	// Prometheus is the address, in front of /api/v1, that the queries of
 	// rollout.analysis are sent to; empty: there is none.
 	Prometheus string `yaml:"prometheus,omitempty"`
@@ -166,6 +170,9 @@ func (c Cluster) check(d *yamlDoc, name string) {
 	}
 	if c.Ingress != "" && (c.Kind != KindKnative || !hostPort.MatchString(c.Ingress)) {
 		d.badf(at("ingress"), "%q is not host:port of a knative cluster", c.Ingress)
+	}
+	if ns, name, _ := strings.Cut(c.IngressService, "/"); c.IngressService != "" && (c.Kind != KindKnative || !dnsLabel.MatchString(ns) || !dnsLabel.MatchString(name)) {
+		d.badf(at("ingressService"), "%q is not NAMESPACE/NAME of a Service in a knative cluster", c.IngressService)
 	}
 	if u, err := url.Parse(c.Prometheus); c.Prometheus != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "") {
 		d.badf(at("prometheus"), "%q is not an http or https address without user and query", c.Prometheus)

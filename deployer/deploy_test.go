@@ -309,7 +309,14 @@ func TestUnverifiedIsSaid(t *testing.T) {
 			c := &deployertest.Cluster{Behave: func(deployer.Spec) deployertest.Behaviour {
 				return deployertest.Behaviour{Answer: answer}
 			}}
-			out := deploy(t, c, plan(1, unit("a", "aa")))
+			out, err := deployer.Deploy(t.Context(), c, plan(1, unit("a", "aa")), deployer.Options{Progress: func(e deployer.Event) {
+				if strings.Contains(e.Text, "answers with") {
+					t.Errorf("said %q of what nobody saw", e.Text)
+				}
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
 			if out.Verified || len(out.Warnings) == 0 || !strings.Contains(out.Warnings[0], "unverified") {
 				t.Errorf("verified %v, warnings %q; want unverified, said", out.Verified, out.Warnings)
 			}

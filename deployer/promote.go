@@ -34,7 +34,7 @@ func (r *run) verify(ctx context.Context, u Spec, revision string) error {
 			case ctx.Err() != nil:
 				return context.Cause(ctx)
 			case errors.Is(err, ErrUnreachable):
-				r.unproven(u, revision, true, "rollout.verify can't reach its own URL from here")
+				r.unproven(u, revision, true, "rollout.verify can't ask its own URL: "+err.Error())
 				return nil
 			case err != nil:
 				said = err.Error()

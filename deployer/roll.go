@@ -200,7 +200,7 @@ func (r *run) stageOne(ctx context.Context, u Spec, c Change, state State) (Revi
 	if u.Job != nil {
 		return rev, "", nil // it has no address to be asked at
 	}
-	if err := r.prove(ctx, u, rev.Name, true); err != nil {
+	if _, err := r.prove(ctx, u, rev.Name, true); err != nil {
 		return Revision{}, StepVerify, err
 	}
 	if err := r.verify(ctx, u, rev.Name); err != nil {
@@ -215,8 +215,9 @@ var errTooSlow = errors.New("not Ready in time")
 const LogLines = 20
 
 // prove asks until the revision has answered its nonce [Options.Checks] times
-// in a row: at its own URL, or at the route.
-func (r *run) prove(ctx context.Context, u Spec, revision string, own bool) error {
+// in a row: at its own URL, or at the route. proof says how it did; empty: it
+// could not be asked, or not so that it proves anything, which was told.
+func (r *run) prove(ctx context.Context, u Spec, revision string, own bool) (proof string, err error) {
 	at, where, n := revision, "its own URL", 1
 	if !own {
 		at, where, n = "", "the route", r.o.Checks
@@ -229,12 +230,12 @@ func (r *run) prove(ctx context.Context, u Spec, revision string, own bool) erro
 		ok, why := r.judge(a, err, u, revision, nonce, own)
 		switch {
 		case ctx.Err() != nil:
-			return context.Cause(ctx)
+			return "", context.Cause(ctx)
 		case errors.Is(err, ErrUnreachable):
-			r.unproven(u, revision, own, where+" can't be reached from here")
-			return nil
+			r.unproven(u, revision, own, where+" can't be asked: "+err.Error())
+			return "", nil
 		case errors.Is(err, ErrFenced), errors.Is(err, ErrForeign):
-			return err
+			return "", err
 		case ok:
 			right++
 		default:
@@ -243,17 +244,22 @@ func (r *run) prove(ctx context.Context, u Spec, revision string, own bool) erro
 		if right >= n {
 			if a.Nonce == "" {
 				r.unproven(u, revision, own, where+" answers, but not to nonces")
+				return "", nil
 			}
-			return nil
+			proof = where + " answers with " + revision
+			if a.Via != "" {
+				proof += ", asked through " + a.Via
+			}
+			return proof, nil
 		}
 		if !ok && time.Now().After(deadline) {
 			f := &Failure{Code: WrongAnswer, Unit: u.Unit, Revision: revision, Cause: fmt.Sprintf("%s did not prove itself in %s: %s", where, r.o.RouteTimeout, said)}
 			f.Logs, _ = r.t.Logs(ctx, r.scope, u.Name, revision, LogLines)
-			return f
+			return "", f
 		}
 		if !ok {
 			if err := sleep(ctx, r.o.ProbeEvery); err != nil {
-				return err
+				return "", err
 			}
 		}
 	}

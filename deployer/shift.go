@@ -118,11 +118,14 @@ func (r *run) switchOver(ctx context.Context, rel Release, state State, wave []C
 		if _, pair := m.pairs[c.Service]; pair && weight < 100 {
 			return nil // two answer
 		}
-		if err := r.prove(ctx, u.Spec, u.Revision, false); err != nil {
+		proof, err := r.prove(ctx, u.Spec, u.Revision, false)
+		if err != nil {
 			return err
 		}
 		r.mark(m, c.Service, weight)
-		r.say(Event{Step: StepCheck, Unit: u.Unit, Revision: u.Revision, Text: "the route answers with " + u.Revision})
+		if proof != "" {
+			r.say(Event{Step: StepCheck, Unit: u.Unit, Revision: u.Revision, Text: proof})
+		}
 		return nil
 	})
 }

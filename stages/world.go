@@ -177,7 +177,7 @@ func openTarget(ctx context.Context, s bundle.Site, kubeconfig string, keys auth
 		return Target{}, bad(errors.New("KUBECONFIG is not set"), "give the environment's deploy job a kubeconfig: a file variable, or GitLab's agent")
 	}
 	t, err := knative.New(knative.Config{
-		Kubeconfig: kubeconfig, Context: s.Cluster.Context, Namespace: s.Namespace, IngressAddress: s.Cluster.Ingress, Keychain: keys,
+		Kubeconfig: kubeconfig, Context: s.Cluster.Context, Namespace: s.Namespace, IngressAddress: s.Cluster.Ingress, IngressService: s.Cluster.IngressService, Keychain: keys,
 		Artefacts: true, Notice: func(text string) { fmt.Fprintln(log, "warning: "+text) },
 	})
 	if err != nil {

@@ -112,7 +112,7 @@ func clusterSetup(c *cli.Context) (cluster.Setup, error) {
 	if !ok || site.Kind != bundle.KindKnative {
 		return none, cliapp.Usagef("--cluster: clusters.yml has no Knative cluster %q", name)
 	}
-	s := cluster.Setup{System: c.String("system"), Image: c.String("image"), Images: c.StringSlice("images"), Tiers: map[string]cluster.Limits{}}
+	s := cluster.Setup{System: c.String("system"), Image: c.String("image"), Images: c.StringSlice("images"), IngressService: site.IngressService, Tiers: map[string]cluster.Limits{}}
 	if len(s.Images) == 0 && site.Registry != "" {
 		s.Images = []string{site.Registry + "/"}
 	}

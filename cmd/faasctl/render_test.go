@@ -29,7 +29,7 @@ func hz1(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clusters := "version: 1\nclusters:\n  hz-1: {kind: knative, registry: registry.example.internal/faas}\n  here: {kind: local}\n"
+	clusters := "version: 1\nclusters:\n  hz-1: {kind: knative, registry: registry.example.internal/faas, ingressService: kourier-system/kourier-internal}\n  here: {kind: local}\n"
 	for name, data := range map[string][]byte{"policy.yml": policy, "clusters.yml": []byte(clusters)} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			t.Fatal(err)

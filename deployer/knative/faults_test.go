@@ -321,6 +321,56 @@ func TestProbeTellsUnreachableFromWrong(t *testing.T) {
 	}
 }
 
+// A route out of reach is asked at the gateway inside the cluster, through the
+// API server, under the route's inner name. What the API server says itself is
+// no answer of the unit's.
+func TestRouteThroughTheAPIServer(t *testing.T) {
+	const passed = "/api/v1/namespaces/gateways/services/http:inner:80/proxy/"
+	route := map[string]any{
+		"kind": "Route", "apiVersion": "serving.knative.dev/v1", "metadata": map[string]any{"name": "shop-main", "labels": scopeLabels(scope)},
+		"status": map[string]any{"url": "http://shop-main.team.invalid", "address": map[string]any{"url": "http://shop-main.team.svc.cluster.local"}},
+	}
+	gateway := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(deployer.HeaderNonce, r.Header.Get(deployer.HeaderNonce))
+		w.Header().Set(deployer.HeaderRevision, r.Host)
+		w.WriteHeader(404) // the unit's own, perhaps
+	}
+	ask := func(t *testing.T, service string, proxy http.HandlerFunc) (deployer.Answer, error) {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case strings.Contains(r.URL.Path, "/routes/"):
+				reply(200, route)(w, r)
+			case r.URL.Path == passed:
+				proxy(w, r)
+			default:
+				reply(200, aService("1", "1"))(w, r)
+			}
+		}))
+		t.Cleanup(s.Close)
+		k, err := New(Config{REST: &rest.Config{Host: s.URL}, IngressService: service})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.Probe(t.Context(), scope, "shop-main", "", "n1")
+	}
+	a, err := ask(t, "gateways/inner", gateway)
+	if err != nil || a.Nonce != "n1" || a.Revision != "shop-main.team.svc.cluster.local" || !strings.Contains(a.Via, "from outside was not seen") {
+		t.Errorf("%+v, %v; want the gateway's answer to the inner name, and by which way", a, err)
+	}
+	for name, tc := range map[string]struct {
+		service, want string
+		proxy         http.HandlerFunc
+	}{
+		"not configured": {"", "no ingressService", gateway},
+		"forbidden":      {"gateways/inner", "API server's proxy: no", fail(403, metav1.StatusReasonForbidden)},
+		"no pods":        {"gateways/inner", "API server's proxy: no", fail(503, metav1.StatusReasonServiceUnavailable)},
+	} {
+		if a, err := ask(t, tc.service, tc.proxy); !errors.Is(err, deployer.ErrUnreachable) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %+v, %v; want unreachable: %s", name, a, err, tc.want)
+		}
+	}
+}
+
 func TestReleaseRecord(t *testing.T) {
 	r := deployer.Release{ID: "r1", Units: []deployer.Live{{Unit: "main", Spec: spec(t)}}}
 	b, err := packRelease(r)

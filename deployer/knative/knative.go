@@ -44,6 +44,10 @@ type Config struct {
 	// IngressAddress, host:port, is where requests to units are sent,
 	// whatever DNS says about their names. Empty: DNS decides.
 	IngressAddress string
+	// IngressService, NAMESPACE/NAME, is the Service in front of Knative's
+	// gateway inside the cluster. A route that is out of reach is asked there,
+	// through the API server. Empty: such a route is not asked.
+	IngressService string
 	// Keychain is what Preflight looks at images with; nil: anonymous.
 	Keychain authn.Keychain
 	// Artefacts also keeps each release's full record in the repository of its

@@ -165,6 +165,8 @@ type place struct {
 	url string
 	// hidden says that only the cluster's own network reaches it.
 	hidden bool
+	// inside is the route's host name inside the cluster; empty for a revision.
+	inside string
 }
 
 // address is where the revision (empty: the service) answers.
@@ -175,6 +177,9 @@ func (t *Target) address(ctx context.Context, scope deployer.Scope, service, rev
 	}
 	at := place{url: routeURL(svc, route), hidden: svc.Labels[networking.VisibilityLabelKey] != ""}
 	if revision == "" {
+		if route != nil && route.Status.Address != nil && route.Status.Address.URL != nil {
+			at.inside = route.Status.Address.URL.Host
+		}
 		return at, nil
 	}
 	if own := revisionURL(revision, route); own != "" || !onlyTraffic(svc, revision) {
@@ -183,20 +188,24 @@ func (t *Target) address(ctx context.Context, scope deployer.Scope, service, rev
 	return at, nil
 }
 
-// viaProxy is the way around the ingress.
-const viaProxy = "the API server's proxy"
+// The ways through the API server: to the revision's own pods, and to the
+// gateway that the route passes inside the cluster.
+const (
+	viaProxy   = "the API server's proxy"
+	viaGateway = viaProxy + " and the gateway inside the cluster; the way from outside was not seen"
+)
 
 // maxAnswer bounds what is read of an answer, in bytes.
 const maxAnswer = 64 << 10
 
-// ask sends a request to at, or to a revision's pods through the API server
-// where this process can't reach at.
+// ask sends a request to at or, where this process can't reach at, lets the
+// API server pass it on.
 func (t *Target) ask(ctx context.Context, scope deployer.Scope, at place, revision, method, path, nonce string) (res *http.Response, body []byte, via string, err error) {
 	url, by, given := strings.TrimSuffix(at.url, "/")+"/"+strings.TrimPrefix(path, "/"), t.units, t.cfg.IngressAddress != ""
 	if at.hidden {
 		by, given = t.inside, false
 	}
-	res, body, err = t.send(ctx, by, url, method, nonce)
+	res, body, err = t.send(ctx, by, t.cfg.Times.Probe, url, "", method, nonce)
 	if err == nil {
 		return res, body, "", nil
 	}
@@ -207,28 +216,59 @@ func (t *Target) ask(ctx context.Context, scope deployer.Scope, at place, revisi
 		// An address that was given is one that ought to answer.
 		return nil, nil, "", fmt.Errorf("knative: ask %s: %w", url, err)
 	}
-	out := fmt.Errorf("knative: ask %s: %w: %w", url, deployer.ErrUnreachable, err)
-	if revision == "" {
-		return nil, nil, "", out
+	out := func(why string) error {
+		return fmt.Errorf("knative: %w: ask %s: %w; %s", deployer.ErrUnreachable, url, err, why)
 	}
 	// Knative's private Service of the revision selects its pods.
-	res, body, err = t.send(ctx, t.api, t.server+"/api/v1/namespaces/"+t.namespace(scope)+"/services/http:"+revision+"-private:80/proxy/"+strings.TrimPrefix(path, "/"), method, nonce)
-	if err != nil || res.StatusCode >= 400 && bytes.HasPrefix(bytes.TrimSpace(body), []byte(`{"kind":"Status"`)) {
-		if ctx.Err() != nil {
-			return nil, nil, "", context.Cause(ctx)
+	ns, service, host := t.namespace(scope), revision+"-private", ""
+	via = viaProxy
+	if revision == "" {
+		var named bool
+		if ns, service, named = strings.Cut(t.cfg.IngressService, "/"); !named {
+			return nil, nil, "", out("clusters.yml names no ingressService to ask through the API server instead")
 		}
-		return nil, nil, "", out // the API server itself said no
+		if host, via = at.inside, viaGateway; host == "" {
+			return nil, nil, "", out("the route has no name inside the cluster yet")
+		}
 	}
-	return res, body, viaProxy, nil
+	// The API server itself gives an address up after 30 s.
+	proxy := t.server + "/api/v1/namespaces/" + ns + "/services/" + proxied(service) + "/proxy/"
+	res, body, no := t.send(ctx, t.api, 4*t.cfg.Times.Probe, proxy+strings.TrimPrefix(path, "/"), host, method, nonce)
+	if ctx.Err() != nil {
+		return nil, nil, "", context.Cause(ctx)
+	}
+	if no != nil {
+		return nil, nil, "", out(viaProxy + ": " + no.Error())
+	}
+	if why := apiSays(res, body); why != "" {
+		return nil, nil, "", out(viaProxy + ": " + why)
+	}
+	return res, body, via, nil
 }
 
-func (t *Target) send(ctx context.Context, by *http.Client, url, method, nonce string) (*http.Response, []byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, t.cfg.Times.Probe)
+// proxied is how a Service's plain HTTP port is named in a request for the
+// API server to pass on, and in the right to send one.
+func proxied(service string) string { return "http:" + service + ":80" }
+
+// apiSays is why the API server did not pass a request on; empty: it did.
+func apiSays(res *http.Response, body []byte) string {
+	var status metav1.Status
+	if res.StatusCode < 400 || res.Header.Get(deployer.HeaderNonce) != "" || json.Unmarshal(body, &status) != nil || status.Kind != "Status" {
+		return ""
+	}
+	return oneLine(status.Message)
+}
+
+// send sends one request; host is its Host header where that is not the
+// address's.
+func (t *Target) send(ctx context.Context, by *http.Client, limit time.Duration, url, host, method, nonce string) (*http.Response, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		return nil, nil, err
 	}
+	req.Host = host
 	if nonce != "" {
 		req.Header.Set(deployer.HeaderNonce, nonce)
 	}

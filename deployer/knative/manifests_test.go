@@ -3,6 +3,8 @@
 package knative_test
 
 import (
+	"context"
+	"crypto/rand"
 	"strings"
 	"testing"
 
@@ -16,6 +18,20 @@ import (
 
 	clusterfiles "github.com/kuroko-faas/kuroko/deployer/knative/cluster"
 )
+
+// rendered is a setup of two places of functions, one of which has an owner.
+func rendered(t *testing.T) (clusterfiles.Setup, string, string) {
+	id := strings.ToLower(rand.Text()[:8])
+	free, owned := "test-"+id, "test-owned-"+id
+	return clusterfiles.Setup{
+		System: "test-system-" + id, IngressService: "default/inner-" + id, Image: "registry.invalid/runner@sha256:" + strings.Repeat("1", 64), Images: []string{"registry.invalid/"},
+		Tiers: map[string]clusterfiles.Limits{"standard": {Memory: "128Mi", CPU: "1", MaxScale: 3}, "core": {Memory: "1Gi"}},
+		Namespaces: []clusterfiles.Namespace{
+			{Name: free, Tier: "standard", Readers: []clusterfiles.Subject{{Kind: "Group", Name: "developers-" + id}}},
+			{Name: owned, Tier: "core", Owner: "1"},
+		},
+	}, free, owned
+}
 
 // apply sends rendered manifests, as kubectl apply would.
 func (c cluster) apply(t *testing.T, s clusterfiles.Setup) {
@@ -79,6 +95,15 @@ func (c cluster) dropNamespaces(t *testing.T, names ...string) {
 	for _, ns := range names {
 		if err := c.kube.CoreV1().Namespaces().Delete(t.Context(), ns, metav1.DeleteOptions{}); err != nil && t.Context().Err() == nil {
 			t.Errorf("remove namespace %s: %v", ns, err)
+		}
+	}
+}
+
+// dropRouteRight removes what apply made in the gateway's namespace.
+func (c cluster) dropRouteRight(t *testing.T, gateway string, namespaces ...string) {
+	for _, ns := range namespaces {
+		if err := c.kube.RbacV1().RoleBindings(gateway).Delete(context.Background(), clusterfiles.RouteRole+"-"+ns, metav1.DeleteOptions{}); err != nil {
+			t.Errorf("remove the binding of %s: %v", ns, err)
 		}
 	}
 }

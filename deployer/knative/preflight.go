@@ -44,6 +44,9 @@ func Rights() []Right {
 		{Resource: "pods", Verbs: []string{"list", "watch"}},
 		{Resource: "pods", Subresource: "log", Verbs: []string{"get"}},
 		{Resource: "pods", Subresource: "proxy", Verbs: []string{"get"}}, // what the adapter has counted
+		// Who answers, where a revision's own URL is out of reach, and what
+		// rollout.verify reads (get) and posts (create) there.
+		{Resource: "services", Subresource: "proxy", Verbs: []string{"get", "create"}},
 		{Resource: "events", Verbs: []string{"list", "watch"}},
 		{Resource: "resourcequotas", Verbs: []string{"list"}},
 		// Only versions and names of keys are looked at; Kubernetes has no
@@ -55,6 +58,13 @@ func Rights() []Right {
 		{Group: "batch", Resource: "cronjobs", Verbs: []string{"get", "list", "create", "update", "delete"}},
 		{Group: "batch", Resource: "jobs", Verbs: []string{"get", "list", "watch", "create", "delete"}},
 	}
+}
+
+// RouteRight is what the target needs in the namespace of
+// Config.IngressService, for that one name: the check at a route that is out
+// of this process's reach.
+func RouteRight(service string) (r Right, name string) {
+	return Right{Resource: "services", Subresource: "proxy", Verbs: []string{"get"}}, proxied(service)
 }
 
 // SweepRights are what the watchdog needs in a scope's namespace: it brings
@@ -107,6 +117,13 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 	if len(missing) > 0 {
 		slices.Sort(missing)
 		found = append(found, missingRights(ns, "", missing))
+	}
+	f, err := t.mayAskRoutes(ctx)
+	if err != nil {
+		return err
+	}
+	if f != nil {
+		found = append(found, f)
 	}
 	// What needs a right that is missing can't be looked at yet.
 	may := func(rights ...string) bool {
@@ -231,7 +248,7 @@ func (t *Target) rights(ctx context.Context, ns string) ([]string, error) {
 				continue
 			}
 			group.Go(func() error {
-				ok, err := t.may(ctx, ns, r, verb)
+				ok, err := t.may(ctx, ns, r, "", verb)
 				if err == nil && !ok {
 					mu.Lock()
 					missing = append(missing, verb+" "+r.name())
@@ -254,9 +271,28 @@ func (r Right) within(rule authorization.ResourceRule, verb string) bool {
 	return len(rule.ResourceNames) == 0 && has(rule.Verbs, verb) && has(rule.APIGroups, r.Group) && has(rule.Resources, resource)
 }
 
-func (t *Target) may(ctx context.Context, ns string, r Right, verb string) (bool, error) {
+// mayAskRoutes looks whether routes may be asked at Config.IngressService;
+// nil: they may, or there is none.
+func (t *Target) mayAskRoutes(ctx context.Context) (*deployer.Failure, error) {
+	ns, service, named := strings.Cut(t.cfg.IngressService, "/")
+	if !named {
+		return nil, nil
+	}
+	r, name := RouteRight(service)
+	ok, err := t.may(ctx, ns, r, name, r.Verbs[0])
+	if err != nil || ok {
+		return nil, err
+	}
+	f := missingRights(ns, "", []string{r.Verbs[0] + " " + r.name() + " " + name})
+	f.Next = "ask the platform team to apply again what faasctl render cluster writes; it binds this for each namespace"
+	return f, nil
+}
+
+// may asks the cluster whether we have the right; name is the one object's;
+// empty: on all.
+func (t *Target) may(ctx context.Context, ns string, r Right, name, verb string) (bool, error) {
 	review := &authorization.SelfSubjectAccessReview{Spec: authorization.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorization.ResourceAttributes{
-		Namespace: ns, Group: r.Group, Resource: r.Resource, Subresource: r.Subresource, Verb: verb,
+		Namespace: ns, Group: r.Group, Resource: r.Resource, Subresource: r.Subresource, Name: name, Verb: verb,
 	}}}
 	got, err := read(ctx, t, "ask for our rights", func(ctx context.Context) (*authorization.SelfSubjectAccessReview, error) {
 		return t.kube.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})

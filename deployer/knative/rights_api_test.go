@@ -22,19 +22,6 @@ import (
 	clusterfiles "github.com/kuroko-faas/kuroko/deployer/knative/cluster"
 )
 
-func rendered(t *testing.T) (clusterfiles.Setup, string, string) {
-	id := strings.ToLower(rand.Text()[:8])
-	free, owned := "test-"+id, "test-owned-"+id
-	return clusterfiles.Setup{
-		System: "test-system-" + id, Image: "registry.invalid/runner@sha256:" + strings.Repeat("1", 64), Images: []string{"registry.invalid/"},
-		Tiers: map[string]clusterfiles.Limits{"standard": {Memory: "128Mi", CPU: "1", MaxScale: 3}, "core": {Memory: "1Gi"}},
-		Namespaces: []clusterfiles.Namespace{
-			{Name: free, Tier: "standard", Readers: []clusterfiles.Subject{{Kind: "Group", Name: "developers-" + id}}},
-			{Name: owned, Tier: "core", Owner: "1"},
-		},
-	}, free, owned
-}
-
 // With the rendered account, and nothing more, the whole life of a service
 // passes; so does the watchdog's work with its own.
 func TestRenderedRightsAreEnoughReadinessPatched(t *testing.T) {
@@ -46,6 +33,23 @@ func TestRenderedRightsAreEnoughReadinessPatched(t *testing.T) {
 	k := apiTarget(t, c.account(t, ns, clusterfiles.DeployRole))
 	scope := scopeIn(ns)
 	eventually(t, "the roles count", func() bool { return k.Preflight(t.Context(), scope, nil) == nil })
+	// The gateway's Service is named, and no other.
+	t.Cleanup(func() { c.dropRouteRight(t, "default", ns, owned) })
+	account := c.account(t, ns, clusterfiles.DeployRole)
+	asking := func(service string) error {
+		k, err := knative.New(knative.Config{REST: account, IngressService: service})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.Preflight(t.Context(), scope, nil)
+	}
+	if err := asking(setup.IngressService); err != nil {
+		t.Errorf("with the rendered right: %v", err)
+	}
+	missing := deployer.Failures(asking("default/other"))
+	if len(missing) != 1 || missing[0].Code != deployer.Denied || !strings.Contains(missing[0].Cause, "may not get services/proxy http:other:80 in namespace default") {
+		t.Errorf("another Service: %v; want the missing right", missing)
+	}
 	o := deployer.Options{Lease: deployer.LeaseTimes{For: 3 * time.Second, Poll: 100 * time.Millisecond}, ProbeEvery: 50 * time.Millisecond}
 	plan := func(n int64, units ...deployer.Spec) deployer.Plan {
 		return deployer.Plan{Scope: scope, Pipeline: n, Units: units}
@@ -133,6 +137,7 @@ func TestAdmissionPolicy(t *testing.T) {
 	c := lab(t)
 	setup, ns, owned := rendered(t)
 	c.apply(t, setup)
+	t.Cleanup(func() { c.dropRouteRight(t, "default", ns, owned) })
 	good := func(change func(*servingv1.Service)) *servingv1.Service {
 		s := &servingv1.Service{ObjectMeta: metav1.ObjectMeta{Name: "a" + strings.ToLower(rand.Text()[:6]), Namespace: ns, Labels: map[string]string{
 			knative.LabelOwner: "1", knative.LabelService: "app", knative.LabelEnvironment: "test",

@@ -32,6 +32,7 @@ const (
 	LabelOwner = "kuroko.dev/owner"
 
 	DeployRole   = "kuroko-deploy"
+	RouteRole    = "kuroko-routes"
 	SecretRole   = "kuroko-secrets"
 	ReadRole     = "kuroko-read"
 	WatchdogRole = "kuroko-watchdog"
@@ -53,6 +54,10 @@ type Setup struct {
 	Images []string
 	// Tiers are the limits by tier, as policy.yml has them.
 	Tiers map[string]Limits
+	// IngressService is NAMESPACE/NAME of the Service in front of Knative's
+	// gateway inside the cluster, as clusters.yml has it. Empty: nobody gets
+	// the right to ask routes there through the API server.
+	IngressService string
 	// Namespaces are the places of functions.
 	Namespaces []Namespace
 }
@@ -89,6 +94,9 @@ func (s Setup) Validate() error {
 	no := func(format string, args ...any) { bad = append(bad, fmt.Errorf(format, args...)) }
 	if !dnsLabel.MatchString(s.System) {
 		no("system namespace %q is not a DNS label", s.System)
+	}
+	if ns, name, _ := strings.Cut(s.IngressService, "/"); s.IngressService != "" && (!dnsLabel.MatchString(ns) || !dnsLabel.MatchString(name)) {
+		no("ingress service %q is not NAMESPACE/NAME", s.IngressService)
 	}
 	if len(s.Images) == 0 {
 		no("no image prefix: every image would be refused")

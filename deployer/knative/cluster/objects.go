@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"slices"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -59,11 +60,42 @@ func (s Setup) clusterRoles() []runtime.Object {
 		role(SecretRole, rules(knative.SecretRights())),
 		role(ReadRole, rules(readRights())),
 	}
+	if r := s.routeRole(); r != nil {
+		all = append(all, r)
+	}
 	if s.Image != "" {
 		all = append(all, role(WatchdogRole, rules(knative.SweepRights())),
 			role(WatchdogRole+"-scopes", []rbac.PolicyRule{{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"list"}}}))
 	}
 	return all
+}
+
+// routeRole lets who deploys ask routes at the gateway's Service, and nothing
+// else there; nil: there is none.
+func (s Setup) routeRole() runtime.Object {
+	ns, service, named := strings.Cut(s.IngressService, "/")
+	if !named {
+		return nil
+	}
+	right, name := knative.RouteRight(service)
+	all := rules([]knative.Right{right})
+	all[0].ResourceNames = []string{name}
+	return &rbac.Role{
+		TypeMeta:   metav1.TypeMeta{APIVersion: rbac.SchemeGroupVersion.String(), Kind: "Role"},
+		ObjectMeta: metav1.ObjectMeta{Name: RouteRole, Namespace: ns}, Rules: all,
+	}
+}
+
+// routeBinding binds it for who deploys into one place of functions; nil:
+// there is none.
+func (s Setup) routeBinding(n Namespace, deployers []rbac.Subject) runtime.Object {
+	ns, _, named := strings.Cut(s.IngressService, "/")
+	if !named {
+		return nil
+	}
+	b := binding(ns, RouteRole+"-"+n.Name, RouteRole, deployers)
+	b.RoleRef.Kind = "Role"
+	return b
 }
 
 func binding(namespace, name, role string, subjects []rbac.Subject) *rbac.RoleBinding {
@@ -103,10 +135,14 @@ func (s Setup) namespace(n Namespace) []runtime.Object {
 	if n.Owner != "" {
 		labels[LabelOwner] = n.Owner
 	}
+	deployers := append([]rbac.Subject{accountSubject(n.Name, DeployRole)}, rbacSubjects(n.Deployers)...)
 	all := []runtime.Object{
 		&corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: labels}},
 		account(n.Name, DeployRole, false),
-		binding(n.Name, DeployRole, DeployRole, append([]rbac.Subject{accountSubject(n.Name, DeployRole)}, rbacSubjects(n.Deployers)...)),
+		binding(n.Name, DeployRole, DeployRole, deployers),
+	}
+	if b := s.routeBinding(n, deployers); b != nil {
+		all = append(all, b)
 	}
 	if len(n.Readers) > 0 {
 		all = append(all, binding(n.Name, ReadRole, ReadRole, rbacSubjects(n.Readers)))
