@@ -83,6 +83,7 @@ func TestParseClustersRefuses(t *testing.T) {
 		cluster("kind: local, context: x"):                                      "only a knative cluster",
 		cluster("kind: knative, endpoint: x"):                                   "only a local cluster",
 		cluster("kind: knative, ingress: x"):                                    "not host:port",
+		cluster("kind: knative, ingressService: kourier"):                       "not NAMESPACE/NAME",
 		cluster("kind: local, ingress: 'a:80'"):                                 "not host:port of a knative cluster",
 		cluster("kind: local, endpoint: x"):                                     "not the absolute path of a local target's control socket",
 		cluster("kind: local, domain: -x"):                                      "not a domain name",
