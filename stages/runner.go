@@ -19,6 +19,7 @@ import (
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/project"
 )
 
 // Runner runs the stages of one job under one bundle.
@@ -32,6 +33,9 @@ type Runner struct {
 	// Environ is the job's environment, from which scripts and user commands
 	// get the few variables they may see.
 	Environ []string
+	// Place says where the service lives without faas.yml; the zero value
+	// leaves it to faas.yml. Only what looks at or ends releases reads it.
+	Place project.Place
 }
 
 // step is a built-in: what a bundle's `uses:` can name.

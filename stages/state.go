@@ -258,7 +258,7 @@ func (s *state) site(ctx context.Context) (bundle.Site, error) {
 	if s.where != nil {
 		return *s.where, nil
 	}
-	service, cluster, namespace, err := s.placement(ctx)
+	at, err := s.placement(ctx)
 	if err != nil {
 		return bundle.Site{}, err
 	}
@@ -266,7 +266,7 @@ func (s *state) site(ctx context.Context) (bundle.Site, error) {
 	if err != nil {
 		return bundle.Site{}, err
 	}
-	site, err := clusters.Site(service, s.Job.Environment, cluster, namespace)
+	site, err := clusters.Site(at.Service, s.Job.Environment, at.Cluster, at.Namespace)
 	if errors.Is(err, bundle.ErrNone) {
 		return bundle.Site{}, &usererr.Error{
 			Code: usererr.CodeEnvironment, Err: err,
@@ -280,22 +280,27 @@ func (s *state) site(ctx context.Context) (bundle.Site, error) {
 	return site, nil
 }
 
-// placement is what faas.yml says of where it goes. With a broken faas.yml the
-// header is enough, so that a rollback still finds its way.
-func (s *state) placement(ctx context.Context) (service, cluster, namespace string, err error) {
+// placement is what the runner was told, or faas.yml says, of where the
+// service lives. Of a broken faas.yml the place is enough, so that a rollback
+// still finds its way.
+func (s *state) placement(ctx context.Context) (project.Place, error) {
+	if s.Place.Service != "" {
+		return s.Place, nil
+	}
 	p, err := s.project(ctx)
 	if err == nil {
-		return p.Service.Name, p.Environment.Cluster, p.Environment.Namespace, nil
+		return project.Place{Service: p.Service.Name, Cluster: p.Environment.Cluster, Namespace: p.Environment.Namespace}, nil
 	}
 	data, rerr := readProjectFile(s.Job.Dir)
 	if rerr != nil {
-		return "", "", "", err
+		return project.Place{}, err
 	}
-	h, herr := project.ParseHeader(data)
-	if herr != nil {
-		return "", "", "", err
+	place, perr := project.ParsePlace(data, s.Job.Environment)
+	var problems project.Problems
+	if errors.As(perr, &problems) {
+		return project.Place{}, projectError(problems)
 	}
-	return h.Service, "", "", nil
+	return place, perr
 }
 
 // scope is the service in the job's environment, as its records know it.
@@ -304,12 +309,12 @@ func (s *state) scope(ctx context.Context) (deployer.Scope, error) {
 	if err != nil {
 		return deployer.Scope{}, err
 	}
-	service, _, _, err := s.placement(ctx)
+	at, err := s.placement(ctx)
 	if err != nil {
 		return deployer.Scope{}, err
 	}
 	return deployer.Scope{
-		Service: service, Environment: s.Job.Environment, Namespace: site.Namespace,
+		Service: at.Service, Environment: s.Job.Environment, Namespace: site.Namespace,
 		Owner: strconv.FormatInt(s.Job.Project.ID, 10),
 	}, nil
 }

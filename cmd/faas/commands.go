@@ -22,6 +22,7 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
 	child "github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/project"
 	"github.com/kuroko-faas/kuroko/stages"
 )
 
@@ -64,6 +65,10 @@ func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) 
 	if needOwner && job.Project.ID == 0 {
 		return nil, cliapp.Usagef("name the GitLab project with --project-id, or set CI_PROJECT_ID: services belong to projects")
 	}
+	place := project.Place{Service: ctx.String("service"), Cluster: ctx.String("cluster"), Namespace: ctx.String("namespace")}
+	if place.Service == "" && place != (project.Place{}) {
+		return nil, cliapp.Usagef("--cluster and --namespace need --service: the three stand in for faas.yml")
+	}
 	job.Project.Path = c.getenv("CI_PROJECT_PATH")
 	if job.Project.Path == "" {
 		job.Project.Path = filepath.Base(job.Dir)
@@ -91,7 +96,7 @@ func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) 
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	return &stages.Runner{Job: job, Log: ci.Log{W: c.stderr, Now: time.Now}, Bundle: b, World: world, Version: version, Environ: c.environ}, nil
+	return &stages.Runner{Job: job, Log: ci.Log{W: c.stderr, Now: time.Now}, Bundle: b, World: world, Version: version, Environ: c.environ, Place: place}, nil
 }
 
 // bundle chooses and opens the bundle that the job would run. The caller

@@ -42,6 +42,12 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		&cli.Int64Flag{Name: "project-id", Usage: "the `ID` of the GitLab project; default $CI_PROJECT_ID"},
 		&cli.BoolFlag{Name: "json", Usage: "print JSON"},
 	}
+	// What looks at or ends releases needs no faas.yml.
+	record := append([]cli.Flag{
+		&cli.StringFlag{Name: "service", Usage: "the service's `NAME`, in place of faas.yml"},
+		&cli.StringFlag{Name: "cluster", Usage: "with --service: the `CLUSTER`; default the environment's in clusters.yml"},
+		&cli.StringFlag{Name: "namespace", Usage: "with --service: the `NAMESPACE`; default the cluster's in clusters.yml"},
+	}, where...)
 	app := &cli.App{
 		Name:  "faas",
 		Usage: "plan, look at and roll back the functions of a repository",
@@ -51,21 +57,21 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 				Flags: []cli.Flag{&cli.StringFlag{Name: "dir", Usage: "the repository's `FOLDER`", Value: "."}}},
 			{Name: "import", Usage: "print a faas.yml made from another tool's file", ArgsUsage: "FILE", Action: c.importFile,
 				Flags: []cli.Flag{&cli.StringFlag{Name: "from", Usage: "the `FORMAT`: midway, serverless, func or gitlabktl; default by the file's content"}}},
-			{Name: "status", Usage: "print what is live, held, under way, and whether a rollback is ready", Flags: where, Action: c.status},
+			{Name: "status", Usage: "print what is live, held, under way, and whether a rollback is ready", Flags: record, Action: c.status},
 			{Name: "stop", Usage: "end what the environment runs; the records stay", Action: c.stop,
-				Flags: append([]cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "do it; without this the command says what would end"}}, where...)},
+				Flags: append([]cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "do it; without this the command says what would end"}}, record...)},
 			c.imageCommand(where),
 			{Name: "release", Usage: "look at releases and go back to one", Subcommands: []*cli.Command{
-				{Name: "list", Usage: "list the releases that can be rolled back to", Flags: where, Action: c.list},
-				{Name: "show", Usage: "print one release's record", ArgsUsage: "RELEASE", Flags: where, Action: c.show},
+				{Name: "list", Usage: "list the releases that can be rolled back to", Flags: record, Action: c.list},
+				{Name: "show", Usage: "print one release's record", ArgsUsage: "RELEASE", Flags: record, Action: c.show},
 				{Name: "rollback", Usage: "make an earlier release live, without a build, and hold it", Action: c.rollback,
 					Flags: append([]cli.Flag{&cli.StringFlag{Name: "to", Usage: "the `RELEASE`; default the one before"},
-						&cli.BoolFlag{Name: "now", Usage: "don't wait until it has as many instances as the traffic needs"}}, where...)},
-				{Name: "promote", Usage: "go on with a release that waits for a person", Flags: where, Action: c.promote},
-				{Name: "resume", Usage: "let pipelines deploy again after a rollback", Flags: where, Action: c.resume},
+						&cli.BoolFlag{Name: "now", Usage: "don't wait until it has as many instances as the traffic needs"}}, record...)},
+				{Name: "promote", Usage: "go on with a release that waits for a person", Flags: record, Action: c.promote},
+				{Name: "resume", Usage: "let pipelines deploy again after a rollback", Flags: record, Action: c.resume},
 			}},
 			c.secretCommand(where),
-			c.runCommand(where),
+			c.runCommand(record),
 			{Name: "version", Usage: "print the version", Action: func(*cli.Context) error {
 				_, err := io.WriteString(out, version+"\n")
 				return err

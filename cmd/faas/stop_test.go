@@ -64,4 +64,22 @@ func TestStopAndBack(t *testing.T) {
 	if !strings.Contains(log.String(), "nothing runs for shop in test") {
 		t.Errorf("the second stop says\n%s", log.String())
 	}
+	// No YAML at all, then no file: the record is enough.
+	for text, args := range map[string][]string{
+		"service: {name: shop}\nfunctions:\n  a: [\n b: }\n": nil,
+		"": {"--service", "shop"},
+	} {
+		l.remove("faas.yml")
+		if text != "" {
+			l.write(map[string]string{"faas.yml": text})
+		}
+		for _, command := range []string{"release rollback --to r1", "status", "release list", "release resume", "stop --yes"} {
+			if code, out, log := l.faas(append(strings.Fields(command), args...)...); code != 0 {
+				t.Errorf("faas.yml %q: %s: exit %d\n%s%s", text, command, code, out, log)
+			}
+		}
+	}
+	if code, _, log := l.faas("status", "--namespace", "x"); code != 2 || !strings.Contains(log, "need --service") {
+		t.Errorf("a namespace alone: exit %d\n%s", code, log)
+	}
 }
