@@ -15,10 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/validate"
-
 	"github.com/kuroko-faas/kuroko/internal/devenv"
 	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
@@ -189,29 +185,13 @@ func TestMainJob(t *testing.T) {
 	}
 
 	// The image stands in the registry, whole, and starts as nobody special.
-	ref, err := name.NewDigest(first.report.Result.Images[0].Ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := remote.Image(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := validate.Image(img); err != nil {
-		t.Error(err)
-	}
-	cfg, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cfg.Config.User != "65532:65532" {
-		t.Errorf("user %q", cfg.Config.User)
-	}
+	ref := first.report.Result.Images[0].Ref
+	pulled(t, ref)
 
 	// The same commit again: nothing is built, nothing is rolled out.
 	l.newPipeline()
 	again := l.ok(whole)
-	if got := again.report.Result; !got.Images[0].Reused || got.Images[0].Ref != ref.String() || got.Release != "r1" || got.URLs[0].Revision != first.report.Result.URLs[0].Revision {
+	if got := again.report.Result; !got.Images[0].Reused || got.Images[0].Ref != ref || got.Release != "r1" || got.URLs[0].Revision != first.report.Result.URLs[0].Revision {
 		t.Errorf("second run: %+v", got)
 	}
 

@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/validate"
 
 	"github.com/kuroko-faas/kuroko/builder/pip/piptest"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
@@ -37,9 +36,8 @@ func newServers(t *testing.T, runtime, example string) *lab {
 	return l
 }
 
-// serve runs the main job and returns what the function answers. The image
-// must be whole, and nobody special's.
-func (l *lab) serve(entrypoint ...string) string {
+// serve runs the main job and returns what the function answers, and its image.
+func (l *lab) serve(entrypoint ...string) (body, image string) {
 	l.t.Helper()
 	l.newPipeline()
 	o := l.ok(whole)
@@ -51,9 +49,6 @@ func (l *lab) serve(entrypoint ...string) string {
 		l.t.Fatal(err)
 	}
 	img, err := remote.Image(ref)
-	if err == nil {
-		err = validate.Image(img)
-	}
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -68,30 +63,34 @@ func (l *lab) serve(entrypoint ...string) string {
 	if status != 200 {
 		l.t.Errorf("status %d: %s", status, body)
 	}
-	return body
+	return body, ref.String()
 }
 
 func TestPythonServer(t *testing.T) {
 	l := newServers(t, "python3.11", "hello-python")
-	if got, want := l.serve("/usr/bin/python3", "app.py"), `{"greeting": "hello from Python"}`; got != want {
+	got, image := l.serve("/usr/bin/python3", "app.py")
+	if want := `{"greeting": "hello from Python"}`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+	pulled(t, image)
 	// A changed file is a changed answer.
 	app, err := os.ReadFile(filepath.Join(l.dir, "app.py"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.write(map[string]string{"app.py": strings.ReplaceAll(string(app), "from Python", "again")})
-	if got, want := l.serve("/usr/bin/python3", "app.py"), `{"greeting": "hello again"}`; got != want {
-		t.Errorf("got %s, want %s", got, want)
+	if got, _ := l.serve("/usr/bin/python3", "app.py"); got != `{"greeting": "hello again"}` {
+		t.Errorf("after a change: %s", got)
 	}
 }
 
 func TestJavaServer(t *testing.T) {
 	l := newServers(t, "java17", "hello-java")
-	if got, want := l.serve("/usr/bin/java", "com.example.hello.Hello"), `{"greeting":"hello from Java"}`; got != want {
+	got, image := l.serve("/usr/bin/java", "com.example.hello.Hello")
+	if want := `{"greeting":"hello from Java"}`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+	pulled(t, image)
 }
 
 // A server's start command comes from the handler, the Procfile or
@@ -104,15 +103,15 @@ func TestNodeServer(t *testing.T) {
 		"faas.yml": app + "}\n", "server.js": server,
 		"package.json": `{"name": "web", "scripts": {"start": "node server.js package"}}`,
 	})
-	if got := l.serve("/usr/bin/node", "server.js", "package"); got != "package me /hello" {
+	if got, _ := l.serve("/usr/bin/node", "server.js", "package"); got != "package me /hello" {
 		t.Errorf("package.json: %s", got)
 	}
 	l.write(map[string]string{"Procfile": "web: node server.js 'proc file'\n"})
-	if got := l.serve("/usr/bin/node", "server.js", "proc file"); got != "proc file me /hello" {
+	if got, _ := l.serve("/usr/bin/node", "server.js", "proc file"); got != "proc file me /hello" {
 		t.Errorf("Procfile: %s", got)
 	}
 	l.write(map[string]string{"faas.yml": app + ", handler: server.js handler}\n"})
-	if got := l.serve("/usr/bin/node", "server.js", "handler"); got != "handler me /hello" {
+	if got, _ := l.serve("/usr/bin/node", "server.js", "handler"); got != "handler me /hello" {
 		t.Errorf("handler: %s", got)
 	}
 	for handler, want := range map[string]string{
@@ -196,7 +195,7 @@ func TestJavaDependencies(t *testing.T) {
 	}
 	changed := strings.ReplaceAll(string(code), `"{\"greeting\":\"hello from Java\"}"`, `lib.Greeting.text()`)
 	l.write(map[string]string{"src/main/java/com/example/hello/Hello.java": changed})
-	if got := l.serve("/usr/bin/java", "com.example.hello.Hello"); got != "hello from a jar" {
+	if got, _ := l.serve("/usr/bin/java", "com.example.hello.Hello"); got != "hello from a jar" {
 		t.Errorf("got %s", got)
 	}
 	l.write(map[string]string{"src/main/java/com/example/hello/Hello.java": strings.ReplaceAll(changed, "text()", `text().concat(" again")`)})
