@@ -22,7 +22,7 @@ import (
 // depsVersion is part of every dependency key: another way to write the layer
 // has to raise it.
 const (
-	depsVersion = "npm/2"
+	depsVersion = "npm/3"
 	pipVersion  = "pip/1"
 )
 
@@ -56,7 +56,7 @@ func (b *build) dependencies(ctx context.Context) (*part, error) {
 		return nil, err
 	}
 	defer l.Close()
-	p = &part{titled: titled{"dependencies", l.Info()}}
+	p = &part{titled: titled{title: "dependencies", info: l.Info()}}
 	var from *name.Repository
 	switch repo := b.cacheRepo(); {
 	case hint == nil:
@@ -192,7 +192,7 @@ func (e *Layers) npmPlatform() npm.Platform {
 func (b *build) knownDeps(ctx context.Context, key string) (p *part, hint *layer.Info, err error) {
 	var m depsMemo
 	if b.e.memo.load("deps", key, &m) && plausible(m.Info) {
-		p := &part{titled: titled{"dependencies", m.Info}, reused: true}
+		p := &part{titled: titled{title: "dependencies", info: m.Info}, reused: true}
 		from, err := name.NewRepository(m.Repo)
 		var source *name.Repository
 		if err == nil && from.RegistryStr() == b.req.Repository.RegistryStr() && from.Name() != b.req.Repository.Name() {
@@ -217,7 +217,7 @@ func (b *build) knownDeps(ctx context.Context, key string) (p *part, hint *layer
 	if !ok {
 		return nil, nil, nil // not ours, or not for this key: made anew
 	}
-	p = &part{titled: titled{"dependencies", info}, reused: true}
+	p = &part{titled: titled{title: "dependencies", info: info}, reused: true}
 	if repo.Name() == b.req.Repository.Name() && !b.force {
 		// A registry keeps what a manifest names.
 		b.e.memo.saw(repo, info.Digest)

@@ -15,7 +15,7 @@ import (
 
 // Layout names how [Layers] lays images out and compresses them. It belongs in
 // every input key: another layout gives other digests for the same input.
-var Layout = "layers/2 " + layer.Gzip.ID()
+var Layout = "layers/3 " + layer.Gzip.ID()
 
 // Keyer hashes the parts of a key. Each part is hashed with its length before
 // it, so that no two lists of parts look alike. The zero value works. Not safe

@@ -25,8 +25,10 @@ type Info struct {
 	Size      int64           `json:"size"`   // compressed bytes
 	Raw       int64           `json:"raw"`    // bytes of the tar stream
 	MediaType types.MediaType `json:"mediaType"`
-	// Native means that a file is machine code (ELF): it fits one kind of
-	// processor and the system libraries that it was linked against.
+	// Native means that a file is machine code (ELF), or an archive with some
+	// inside, as jars have: it fits one kind of processor and the system
+	// libraries that it was linked against. Archives that can't be looked into
+	// count as well.
 	Native bool `json:"native,omitempty"`
 }
 

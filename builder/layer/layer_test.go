@@ -2,6 +2,7 @@ package layer
 
 import (
 	"archive/tar"
+	"archive/zip"
 	"bytes"
 	"context"
 	"errors"
@@ -479,15 +480,52 @@ func TestCompressVersionIsTheModules(t *testing.T) {
 	}
 }
 
+// zipped is an archive of names and contents, some of them not compressed.
+func zipped(t *testing.T, files ...string) string {
+	t.Helper()
+	var out bytes.Buffer
+	z := zip.NewWriter(&out)
+	for i := 0; i < len(files); i += 2 {
+		method := zip.Deflate
+		if i%4 == 2 || files[i+1] == "" {
+			method = zip.Store
+		}
+		f, err := z.CreateHeader(&zip.FileHeader{Name: files[i], Method: method})
+		if err == nil {
+			_, err = io.WriteString(f, files[i+1])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func jars(content string) fstest.MapFS { return fstest.MapFS{"lib/a.jar": {Data: []byte(content)}} }
+
 func TestNative(t *testing.T) {
 	for name, c := range map[string]struct {
 		fs   fstest.MapFS
 		want bool
 	}{
-		"text":      {fstest.MapFS{"a.js": {Data: []byte("x")}, "empty": {}}, false},
-		"addon":     {fstest.MapFS{"a.js": {Data: []byte("x")}, "b.node": {Data: []byte("\x7fELF\x02")}, "c": {Data: []byte("x")}}, true},
-		"almost":    {fstest.MapFS{"a": {Data: []byte("\x7fEL")}, "b": {Data: []byte("F")}}, false},
-		"in a text": {fstest.MapFS{"a": {Data: []byte("see \x7fELF")}}, false},
+		"text":                 {fstest.MapFS{"a.js": {Data: []byte("x")}, "empty": {}}, false},
+		"addon":                {fstest.MapFS{"a.js": {Data: []byte("x")}, "b.node": {Data: []byte("\x7fELF\x02")}, "c": {Data: []byte("x")}}, true},
+		"almost":               {fstest.MapFS{"a": {Data: []byte("\x7fEL")}, "b": {Data: []byte("F")}}, false},
+		"in a text":            {fstest.MapFS{"a": {Data: []byte("see \x7fELF")}}, false},
+		"jar":                  {jars(zipped(t, "org/x/X.class", "x", "LICENSE", "see \x7fELF", "META-INF/", "")), false},
+		"jar with a library":   {jars(zipped(t, "org/x/X.class", "x", "org/x/linux-x86_64/libx.so", "\x7fELF\x02")), true},
+		"jar that is a script": {jars("#!/bin/sh\n" + zipped(t, "X.class", "x", "libx", "\x7fELF\x02")), true},
+		"jar in a war":         {fstest.MapFS{"a.war": {Data: []byte(zipped(t, "WEB-INF/lib/x.jar", zipped(t, "libx.so", "\x7fELF\x02")))}}, true},
+		"plain jar in a war":   {fstest.MapFS{"a.war": {Data: []byte(zipped(t, "WEB-INF/lib/x.jar", zipped(t, "X.class", "x")))}}, false},
+		"zip of another name":  {fstest.MapFS{"a.dat": {Data: []byte(zipped(t, "x", "\x7fELF\x02"))}}, true},
+		// What can't be looked into may be anything.
+		"half a jar":   {jars(zipped(t, "X.class", "x")[:40]), true},
+		"no jar":       {jars("x"), true},
+		"an empty jar": {jars(zipped(t)), false},
+		"too deep":     {jars(zipped(t, "a.jar", zipped(t, "b.jar", zipped(t, "c.jar", zipped(t, "d.jar", zipped(t, "x", "y")))))), true},
 	} {
 		l, err := FromTree(t.Context(), t.TempDir(), Gzip, Tree{FS: c.fs, Prefix: "/app"})
 		if err != nil {

@@ -50,6 +50,7 @@ type Writer struct {
 	tar    *tar.Writer
 	seen   map[string]byte // typeflag by cleaned name
 	copy   []byte
+	look   bool // for machine code in archives
 	native bool
 	err    error
 }
@@ -67,7 +68,7 @@ func newWriter(s *Spool, c Compressor) (*Writer, error) {
 		return nil, err
 	}
 	w := openWriter(s, c, z)
-	w.cooked = out
+	w.cooked, w.look = out, true
 	return w, nil
 }
 
@@ -185,8 +186,10 @@ func (w *Writer) body(e Entry) error {
 		w.copy = make([]byte, 64<<10)
 	}
 	body := &sniffer{r: e.Body}
-	n, err := io.CopyBuffer(onlyWriter{w.tar}, body, w.copy)
-	w.native = w.native || string(body.head[:body.n]) == elfMagic
+	n, inside, err := w.copied(e.Name, body)
+	if inside != nil {
+		defer inside.Close()
+	}
 	switch {
 	case errors.Is(err, tar.ErrWriteTooLong):
 		return fmt.Errorf("%w: more than %d bytes", ErrChanged, e.Size)
@@ -195,11 +198,37 @@ func (w *Writer) body(e Entry) error {
 	case n != e.Size:
 		return fmt.Errorf("%w: %d bytes of %d", ErrChanged, n, e.Size)
 	}
+	switch {
+	case w.native:
+	case inside != nil:
+		a := &archive{temp: inside.Dir, left: archiveBytes}
+		w.native = a.native(inside.Section(0, inside.Len()), inside.Len(), archiveDepth)
+	default:
+		w.native = string(body.head[:body.n]) == elfMagic
+	}
 	return nil
 }
 
-// elfMagic begins programs, shared libraries and Node's addons.
-const elfMagic = "\x7fELF"
+// copied writes the body into the layer. An archive is kept aside as well, to
+// be looked into, as long as no machine code was found.
+func (w *Writer) copied(name string, body *sniffer) (n int64, inside *Spool, err error) {
+	to := onlyWriter{w.tar}
+	var head [len(elfMagic)]byte
+	k, err := io.ReadFull(body, head[:])
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return 0, nil, err
+	}
+	if w.look && !w.native && isArchive(name, head[:k]) {
+		inside = &Spool{Dir: w.spool.Dir}
+		to = onlyWriter{io.MultiWriter(w.tar, inside)}
+	}
+	wrote, err := to.Write(head[:k])
+	if err != nil {
+		return int64(wrote), inside, err
+	}
+	n, err = io.CopyBuffer(to, body, w.copy)
+	return n + int64(wrote), inside, err
+}
 
 // sniffer keeps the first bytes of what it reads. Like onlyWriter it hides
 // WriteTo and ReadFrom, which would go around our buffer and its bound.
