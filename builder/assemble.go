@@ -113,7 +113,7 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 				return treeError(t, err)
 			}
 			layers[i] = l
-			p := &part{titled: titled{t.Title, l.Info()}}
+			p := &part{titled: titled{title: t.Title, info: l.Info()}}
 			if p.title == "" {
 				p.title = "files"
 			}
@@ -251,33 +251,44 @@ func (b *build) ensure(ctx context.Context, blob registry.Blob, from *name.Repos
 
 // builtIn brings a built-in layer into the image's repository.
 func (b *build) builtIn(ctx context.Context, ref name.Digest) (*part, error) {
-	img, err := b.e.base(ctx, b.s, ref)
-	if err != nil {
-		return nil, err
-	}
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: built-in layer %s: %s", ErrNoBase, ref, fmt.Sprintf(format, args...))
-	}
-	if len(img.manifest.Layers) != 1 {
-		return nil, bad("it has %d layers", len(img.manifest.Layers))
-	}
 	own, err := b.e.base(ctx, b.s, b.req.Base)
 	if err != nil {
 		return nil, err
 	}
-	// An index's digest would name the base of every platform: the manifest's
-	// is compared.
-	if made := img.config.Config.Labels[LabelLayerBase]; made != sumOf(own.Manifest).String() {
-		return nil, bad("it was made for the base %s, not for %s", made, sumOf(own.Manifest))
+	t, d, err := b.e.readBuiltIn(ctx, b.s, ref, own)
+	if err != nil {
+		return nil, err
 	}
-	d := img.manifest.Layers[0]
 	from := ref.Context()
-	p := &part{titled: titled{kindBuiltIn, layer.Info{Digest: d.Digest, DiffID: img.config.RootFS.DiffIDs[0], Size: d.Size, MediaType: ociLayer(d.MediaType), Native: true}}}
+	p := &part{titled: t}
 	p.reused, err = b.ensure(ctx, b.s.Copy(from, d, "built-in layer"), &from, true)
 	if errors.Is(err, registry.ErrNotFound) {
 		err = fmt.Errorf("%w: built-in layer %s: %w", ErrNoBase, ref, err)
 	}
 	return p, err
+}
+
+// readBuiltIn reads which layer an image of one is, and makes sure that it was
+// made for the base.
+func (e *Layers) readBuiltIn(ctx context.Context, s *registry.Session, ref name.Digest, base *baseImage) (titled, v1.Descriptor, error) {
+	img, err := e.base(ctx, s, ref)
+	if err != nil {
+		return titled{}, v1.Descriptor{}, err
+	}
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: built-in layer %s: %s", ErrNoBase, ref, fmt.Sprintf(format, args...))
+	}
+	if len(img.manifest.Layers) != 1 {
+		return titled{}, v1.Descriptor{}, bad("it has %d layers", len(img.manifest.Layers))
+	}
+	// An index's digest would name the base of every platform: the manifest's
+	// is compared.
+	if made := img.config.Config.Labels[LabelLayerBase]; made != sumOf(base.Manifest).String() {
+		return titled{}, v1.Descriptor{}, bad("it was made for the base %s, not for %s", made, sumOf(base.Manifest))
+	}
+	d := img.manifest.Layers[0]
+	info := layer.Info{Digest: d.Digest, DiffID: img.config.RootFS.DiffIDs[0], Size: d.Size, MediaType: ociLayer(d.MediaType), Native: true}
+	return titled{title: kindBuiltIn, info: info, name: img.config.Config.Labels[LabelLayerName]}, d, nil
 }
 
 // baseLayer brings a layer of the base: mounted from the base's repository, or

@@ -18,6 +18,7 @@ import (
 type titled struct {
 	title string
 	info  layer.Info
+	name  string // of a built-in layer
 }
 
 func sumOf(b []byte) v1.Hash {
@@ -30,6 +31,7 @@ func sumOf(b []byte) v1.Hash {
 const (
 	noteLayer  = "io.kuroko.layer"  // on a layer: base, adapter, dependencies, code, …
 	noteNative = "io.kuroko.native" // on a layer: true when it holds machine code
+	noteName   = "io.kuroko.name"   // on a built-in layer: which one it is
 	noteConfig = "io.kuroko.config" // on a manifest: the request's Config as JSON
 	noteBase   = "org.opencontainers.image.base.digest"
 )
@@ -56,6 +58,10 @@ func (r *Request) below() string {
 // LabelLayerBase is the label of a built-in layer's image that names, by
 // digest, the base the layer was made for: it holds what that base has not.
 const LabelLayerBase = "io.kuroko.layer.base"
+
+// LabelLayerName is the label of a built-in layer's image with the name that
+// functions ask for it by: ffmpeg.
+const LabelLayerName = "io.kuroko.layer.name"
 
 // abiLabel is the label of base images that changes when machine code built
 // for an earlier one would not run on a later one.
@@ -88,6 +94,9 @@ func compose(base *baseImage, baseDigest, kind string, layers []titled, c Config
 		d.Annotations = map[string]string{noteLayer: l.title}
 		if l.info.Native {
 			d.Annotations[noteNative] = "true"
+		}
+		if l.name != "" {
+			d.Annotations[noteName] = l.name
 		}
 		man.Layers = append(man.Layers, d)
 	}

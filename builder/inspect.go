@@ -33,7 +33,8 @@ type InspectedLayer struct {
 	// Kind is base, adapter, dependencies, code and the like; "unknown" in
 	// images that are not ours.
 	Kind   string `json:"kind"`
-	Owner  string `json:"owner"` // platform, project, unknown
+	Name   string `json:"name,omitempty"` // of a built-in layer
+	Owner  string `json:"owner"`          // platform, project, unknown
 	Digest string `json:"digest"`
 	Size   int64  `json:"size"` // compressed bytes
 	Native bool   `json:"native,omitempty"`
@@ -91,7 +92,7 @@ func (e *Layers) inspect(ctx context.Context, s *registry.Session, ref name.Refe
 		if kind == "" {
 			kind = kindUnknown
 		}
-		in.Layers = append(in.Layers, InspectedLayer{Kind: kind, Owner: owner(kind), Digest: l.Digest.String(), Size: l.Size, Native: l.Annotations[noteNative] == "true"})
+		in.Layers = append(in.Layers, InspectedLayer{Kind: kind, Name: l.Annotations[noteName], Owner: owner(kind), Digest: l.Digest.String(), Size: l.Size, Native: l.Annotations[noteNative] == "true"})
 		in.Size += l.Size
 	}
 	all, err := s.Referrers(ctx, img.ref.Context(), img.digest, "")

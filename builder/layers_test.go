@@ -61,6 +61,13 @@ func pushBase(t testing.TB, reg *registrytest.Server, path string) name.Digest {
 
 func pushBaseOf(t testing.TB, reg *registrytest.Server, path, program, abi string) name.Digest {
 	t.Helper()
+	return pushOf(t, reg, path, program, map[string]string{"abi": abi, "org.opencontainers.image.title": "base"})
+}
+
+// pushOf puts an image of one layer with that program and those labels into a
+// registry.
+func pushOf(t testing.TB, reg *registrytest.Server, path, program string, labels map[string]string) name.Digest {
+	t.Helper()
 	l, err := layer.FromTree(context.Background(), "", layer.Gzip, layer.Tree{Prefix: "/usr", FS: fstest.MapFS{"bin/node": {Data: []byte(program), Mode: 0o755}}})
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +76,7 @@ func pushBaseOf(t testing.TB, reg *registrytest.Server, path, program, abi strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err = mutate.Config(img, v1.Config{Env: []string{"PATH=/usr/bin", "NODE_ENV=development"}, User: "root", Cmd: []string{"sh"}, Labels: map[string]string{"abi": abi, "org.opencontainers.image.title": "base"}})
+	img, err = mutate.Config(img, v1.Config{Env: []string{"PATH=/usr/bin", "NODE_ENV=development"}, User: "root", Cmd: []string{"sh"}, Labels: labels})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,9 @@ type Rebase struct {
 	Image name.Reference
 	// Base is the new base; its zero value keeps the one that is there.
 	Base name.Digest
+	// BuiltIn replace the image's built-in layers, one for one and in their
+	// order; they were made for Base, which has to be named with them.
+	BuiltIn []name.Digest
 	// Layers replace the image's layers of the same Title: adapter, a plugin.
 	Layers []Tree
 	// Tag is what the new image is called; "" is rebased-<its digest's beginning>.
@@ -73,7 +77,11 @@ func (e *Layers) rebase(ctx context.Context, s *registry.Session, r Rebase) (Ima
 		}
 		digest, from = r.Base.DigestStr(), r.Base.Context()
 	}
-	req := Request{Name: shortName(old.ref.Context()), Repository: old.ref.Context(), Base: from.Digest(digest), Config: config, Origin: r.Origin}
+	builtIn, err := e.swapBuiltIn(ctx, s, r, old, base, ours)
+	if err != nil {
+		return Image{}, err
+	}
+	req := Request{Name: shortName(old.ref.Context()), Repository: old.ref.Context(), Base: from.Digest(digest), BuiltIn: r.BuiltIn, Config: config, Origin: r.Origin}
 	b := &build{e: e, s: s, req: req}
 	fresh := map[v1.Hash]*layer.Layer{}
 	defer func() {
@@ -119,10 +127,14 @@ func (e *Layers) rebase(ctx context.Context, s *registry.Session, r Rebase) (Ima
 	}
 	for i, o := range ours {
 		blob := s.Copy(req.Repository, o.info.Descriptor(), o.title+" layer")
+		var at *name.Repository
 		if l, ok := fresh[o.info.Digest]; ok {
 			blob = blobOf(o.title, l)
+		} else if ref, ok := builtIn[o.info.Digest]; ok {
+			repo := ref.Context()
+			blob, at = s.Copy(repo, o.info.Descriptor(), "built-in layer"), &repo
 		}
-		send(len(base.manifest.Layers)+i, o.title, blob, nil, true)
+		send(len(base.manifest.Layers)+i, o.title, blob, at, true)
 	}
 	up.Go(func() error {
 		_, err := b.ensure(uctx, bytesBlob("configuration", cfg), nil, false)
@@ -168,8 +180,8 @@ func (o *opened) parts() (Config, []titled, error) {
 		case kind == "" || kind == kindBase:
 			return Config{}, nil, bad("its layers are not marked in the order that we write")
 		default:
-			ours = append(ours, titled{kind, layer.Info{Digest: l.Digest, DiffID: o.config.RootFS.DiffIDs[i], Size: l.Size, MediaType: l.MediaType,
-				Native: l.Annotations[noteNative] == "true"}})
+			ours = append(ours, titled{title: kind, name: l.Annotations[noteName], info: layer.Info{Digest: l.Digest, DiffID: o.config.RootFS.DiffIDs[i],
+				Size: l.Size, MediaType: l.MediaType, Native: l.Annotations[noteNative] == "true"}})
 		}
 	}
 	return config, ours, nil
@@ -189,10 +201,6 @@ func (o *opened) under(n int) *baseImage {
 
 // fits makes sure that what is above the base runs on the new one.
 func (o *opened) fits(base *baseImage, ours []titled) error {
-	if slices.ContainsFunc(ours, func(l titled) bool { return l.title == kindBuiltIn }) {
-		return &InputError{What: fmt.Sprintf("%s can't be rebased", o.ref), Next: rebuild,
-			Err: errors.New("it has built-in layers, which were made for the base it has and hold what that one lacks")}
-	}
 	have, want := o.config.Config.Labels[abiLabel], base.config.Config.Labels[abiLabel]
 	if have != "" && have == want {
 		return nil
@@ -219,6 +227,51 @@ func (o *opened) fits(base *baseImage, ours []titled) error {
 	return &InputError{What: fmt.Sprintf("%s can't be rebased", o.ref), Next: rebuild, Err: errors.New(why)}
 }
 
+// swapBuiltIn puts the built-in layers of r in the place of the image's own,
+// and returns where each comes from.
+func (e *Layers) swapBuiltIn(ctx context.Context, s *registry.Session, r Rebase, old *opened, base *baseImage, ours []titled) (map[v1.Hash]name.Digest, error) {
+	var at []int
+	var names []string
+	for i, l := range ours {
+		if l.title == kindBuiltIn {
+			at = append(at, i)
+			names = append(names, cmp.Or(l.name, "without a name"))
+		}
+	}
+	based := r.Base.DigestStr() != ""
+	// A base made again from the same packages is the same base.
+	same := !based || r.Base.DigestStr() == old.manifest.Annotations[noteBase]
+	if len(r.BuiltIn) == 0 && (len(at) == 0 || same) {
+		return nil, nil
+	}
+	bad := func(next, format string, args ...any) error {
+		return &InputError{What: fmt.Sprintf("%s can't be rebased", old.ref), Next: next, Err: fmt.Errorf(format, args...)}
+	}
+	list := strings.Join(names, ", ")
+	switch {
+	case len(at) == 0:
+		return nil, bad("leave the built-in layers out", "it has none to swap")
+	case len(r.BuiltIn) == 0:
+		return nil, bad("name those that were made for the new base, in the same order", "its built-in layers (%s) were made for the base it has and hold what that one lacks", list)
+	case !based:
+		return nil, bad("name the base that they were made for as well, also when it stays", "a built-in layer fits one base alone")
+	case len(r.BuiltIn) != len(at):
+		return nil, bad("name one for each, in the same order", "it has %d built-in layers (%s), and %d are named", len(at), list, len(r.BuiltIn))
+	}
+	from := map[v1.Hash]name.Digest{}
+	for i, ref := range r.BuiltIn {
+		t, _, err := e.readBuiltIn(ctx, s, ref, base)
+		if err != nil {
+			return nil, err
+		}
+		if have := ours[at[i]].name; have != t.name {
+			return nil, bad("name one for each, in the same order: "+list, "its built-in layer %d is %s, and %s is %s", i+1, names[i], ref, cmp.Or(t.name, "without a name"))
+		}
+		ours[at[i]], from[t.info.Digest] = t, ref
+	}
+	return from, nil
+}
+
 func runtimeOf(abi string) string {
 	r, _, _ := strings.Cut(abi, "-")
 	return r
@@ -227,7 +280,7 @@ func runtimeOf(abi string) string {
 // inherit stores the documents of a rebased image: what the old one's bill of
 // materials says of the project, and the new base's.
 func (b *build) inherit(ctx context.Context, old *opened, manifest []byte) error {
-	bom, err := b.e.baseBOM(ctx, b.s, b.req.Base)
+	bom, err := b.e.listBOM(ctx, b.s, b.req.Base, kindBase, unknownBase)
 	if err != nil {
 		return err
 	}
@@ -238,12 +291,15 @@ func (b *build) inherit(ctx context.Context, old *opened, manifest []byte) error
 	bom.Name = b.req.Name
 	bom.Components = append(bom.Components, b.baseComponent())
 	for _, c := range before.Components {
-		if c.Layer != kindBase {
+		if c.Layer != kindBase && (c.Layer != kindBuiltIn || len(b.req.BuiltIn) == 0) {
 			bom.Components = append(bom.Components, c)
 		}
 	}
+	if err := b.builtInBOM(ctx, &bom); err != nil {
+		return err
+	}
 	for _, u := range before.Unknown {
-		if u != unknownBase {
+		if u != unknownBase && (u != unknownBuiltIn || len(b.req.BuiltIn) == 0) {
 			bom.Unknown = append(bom.Unknown, u)
 		}
 	}

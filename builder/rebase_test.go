@@ -1,7 +1,10 @@
 package builder_test
 
 import (
+	"archive/zip"
+	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -88,6 +91,18 @@ func TestRebaseRefuses(t *testing.T) {
 	native.Code.FS = fstest.MapFS{"index.js": {Data: []byte("x")}, "addon.node": {Data: []byte("\x7fELF...")}}
 	native.Code.Paths = nil
 	machine := mustBuild(t, e, native)
+	var jar bytes.Buffer
+	z := zip.NewWriter(&jar)
+	f, err := z.Create("org/x/linux-x86_64/libx.so")
+	if err == nil {
+		_, err = f.Write([]byte("\x7fELF..."))
+	}
+	if err = errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	packed := w.request(t, "k4", "one")
+	packed.Code.FS, packed.Code.Paths = fstest.MapFS{"lib/x.jar": {Data: jar.Bytes()}}, nil
+	inJar := mustBuild(t, e, packed)
 	foreign := w.base.Context().Registry.Repo("team/foreign").Tag("latest")
 	if err := remote.Write(foreign, empty.Image); err != nil {
 		t.Fatal(err)
@@ -99,17 +114,14 @@ func TestRebaseRefuses(t *testing.T) {
 	newer := pushBaseOf(t, w.reg, "base/nodejs18", "a", "node18-glibc2.39")
 	other := pushBaseOf(t, w.reg, "base/nodejs20", "b", "node20")
 	mute := pushBaseOf(t, w.reg, "base/mute", "c", "")
-	fonts := w.request(t, "k4", "one")
-	fonts.Layers = append([]builder.Tree{{Title: "builtin", FS: fstest.MapFS{"font": {Data: []byte("x")}}, Prefix: "/usr/share/fonts"}}, fonts.Layers...)
-	builtIn := mustBuild(t, e, fonts)
 	for _, c := range []struct {
 		name   string
 		rebase builder.Rebase
 		want   string // "" works
 	}{
-		{"built-in layers", builder.Rebase{Image: builtIn.Ref, Base: newer}, "it has built-in layers"},
 		{"another glibc", builder.Rebase{Image: plain.Ref, Base: newer}, ""},
 		{"another glibc, machine code", builder.Rebase{Image: machine.Ref, Base: newer}, "there is machine code in its layer code"},
+		{"another glibc, machine code in a jar", builder.Rebase{Image: inJar.Ref, Base: newer}, "there is machine code in its layer code"},
 		{"same abi, machine code", builder.Rebase{Image: machine.Ref, Base: w.base}, ""},
 		{"another runtime", builder.Rebase{Image: plain.Ref, Base: other}, "its base is for node18, the new one for node20"},
 		{"no abi", builder.Rebase{Image: plain.Ref, Base: mute}, "has no abi label"},
@@ -129,6 +141,90 @@ func TestRebaseRefuses(t *testing.T) {
 	}
 	if _, err := e.Rebase(t.Context(), builder.Rebase{Image: foreign.Context().Tag("gone"), Base: newer}); !errors.Is(err, builder.ErrNotFound) {
 		t.Errorf("no image: %v", err)
+	}
+}
+
+// pushBuiltIn puts a built-in layer for a base into the registry, with its
+// list of packages beside it.
+func pushBuiltIn(t *testing.T, w *world, layer string, base name.Digest) name.Digest {
+	t.Helper()
+	ref := pushOf(t, w.reg, "layer/"+layer+"/nodejs18", layer+" for "+base.DigestStr(), map[string]string{
+		builder.LabelLayerBase: base.DigestStr(), builder.LabelLayerName: layer,
+	})
+	pushBOM(t, ref, attest.BOM{Name: layer, Components: []attest.Component{{Type: "deb", Namespace: "debian", Name: "lib" + layer, Version: base.DigestStr()[7:15], Arch: "amd64"}}})
+	return ref
+}
+
+// Built-in layers fit one base. With those of the new one an image is rebased
+// as if it had been built on them.
+func TestRebaseBuiltIn(t *testing.T) {
+	w := newWorld(t)
+	next := pushBaseOf(t, w.reg, "base/nodejs18", "#!/bin/sh\n# patched\n", "node18-glibc2.39")
+	now := []name.Digest{pushBuiltIn(t, w, "ffmpeg", w.base), pushBuiltIn(t, w, "fonts", w.base)}
+	then := []name.Digest{pushBuiltIn(t, w, "ffmpeg", next), pushBuiltIn(t, w, "fonts", next)}
+	build := func(repo string, base name.Digest, layers []name.Digest) builder.Image {
+		req := w.in(repo, w.request(t, "k", "one"))
+		req.Base, req.BuiltIn, req.Origin = base, layers, origin(strings.Repeat("a", 40))
+		return mustBuild(t, engine(t, builder.Options{}), req)
+	}
+	old, want, plain := build("team/app/nodejs18", w.base, now), build("team/rebuilt/nodejs18", next, then), build("team/plain/nodejs18", w.base, nil)
+	e := engine(t, builder.Options{})
+	got, err := e.Rebase(t.Context(), builder.Rebase{Image: old.Ref, Base: next, BuiltIn: then, Origin: origin(strings.Repeat("b", 40))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Ref.DigestStr() != want.Ref.DigestStr() {
+		t.Errorf("got %s, a rebuild gives %s", got.Ref, want.Ref)
+	}
+	pulled, err := remote.Image(got.Ref)
+	if err == nil {
+		err = validate.Image(pulled)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	in, err := e.Inspect(t.Context(), got.Ref)
+	if err != nil || in.Layers[1].Name != "ffmpeg" || in.Layers[2].Name != "fonts" {
+		t.Errorf("%+v, %v", in, err)
+	}
+	purls := func(ref name.Digest) (all []string) {
+		bom, err := attest.ReadBOM(beside(t, ref)[attest.PredicateBOM], "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range bom.Components {
+			all = append(all, c.Layer+" "+c.PURL())
+		}
+		return all
+	}
+	if got, want := purls(got.Ref), purls(want.Ref); !slices.Equal(got, want) || !strings.Contains(strings.Join(got, " "), "builtin pkg:deb/debian/libffmpeg@"+next.DigestStr()[7:15]) {
+		t.Errorf("bill of materials %q, a rebuild's has %q", got, want)
+	}
+	// Only the layers, on the base that is there.
+	patched := pushOf(t, w.reg, "layer/fonts/nodejs18", "a new font", map[string]string{builder.LabelLayerBase: w.base.DigestStr(), builder.LabelLayerName: "fonts"})
+	swapped, err := e.Rebase(t.Context(), builder.Rebase{Image: old.Ref, Base: w.base, BuiltIn: []name.Digest{now[0], patched}})
+	if again := build("team/patched/nodejs18", w.base, []name.Digest{now[0], patched}); err != nil || swapped.Ref.DigestStr() != again.Ref.DigestStr() {
+		t.Errorf("%+v, %v; a rebuild gives %s", swapped, err, again.Ref)
+	}
+	for _, c := range []struct {
+		name   string
+		rebase builder.Rebase
+		want   string
+	}{
+		{"none named", builder.Rebase{Image: old.Ref, Base: next}, "its built-in layers (ffmpeg, fonts) were made for the base it has"},
+		{"one named", builder.Rebase{Image: old.Ref, Base: next, BuiltIn: then[:1]}, "it has 2 built-in layers (ffmpeg, fonts), and 1 are named"},
+		{"another order", builder.Rebase{Image: old.Ref, Base: next, BuiltIn: []name.Digest{then[1], then[0]}}, "its built-in layer 1 is ffmpeg, and"},
+		{"no base", builder.Rebase{Image: old.Ref, BuiltIn: then}, "fits one base alone"},
+		{"nothing to swap", builder.Rebase{Image: plain.Ref, Base: next, BuiltIn: then}, "it has none to swap"},
+	} {
+		_, err := e.Rebase(t.Context(), c.rebase)
+		var input *builder.InputError
+		if !errors.As(err, &input) || !strings.Contains(err.Error(), c.want) || input.Next == "" {
+			t.Errorf("%s: got %v", c.name, err)
+		}
+	}
+	if _, err := e.Rebase(t.Context(), builder.Rebase{Image: old.Ref, Base: next, BuiltIn: now}); !errors.Is(err, builder.ErrNoBase) || !strings.Contains(err.Error(), "it was made for the base") {
+		t.Errorf("layers of another base: %v", err)
 	}
 }
 

@@ -100,7 +100,7 @@ func refused(err error) bool {
 // bom lists what is in the image. It depends on what is in it alone, so that a
 // change of the code leaves it as it was.
 func (b *build) bom(ctx context.Context) (attest.BOM, error) {
-	list, err := b.e.baseBOM(ctx, b.s, b.req.Base)
+	list, err := b.e.listBOM(ctx, b.s, b.req.Base, kindBase, unknownBase)
 	if err != nil {
 		return attest.BOM{}, err
 	}
@@ -114,8 +114,8 @@ func (b *build) bom(ctx context.Context) (attest.BOM, error) {
 			out.Unknown = append(out.Unknown, "packages that the build command installed")
 		}
 	}
-	for _, ref := range b.req.BuiltIn {
-		out.Components = append(out.Components, attest.Component{Type: "oci", Name: path.Base(path.Dir(ref.Context().RepositoryStr())), Version: ref.DigestStr(), Layer: kindBuiltIn})
+	if err := b.builtInBOM(ctx, &out); err != nil {
+		return attest.BOM{}, err
 	}
 	d := b.req.Dependencies
 	if d == nil {
@@ -169,17 +169,35 @@ func (e *Layers) locked(d *Dependencies, manifest, lock []byte) (found []attest.
 	return found, ""
 }
 
-// unknownBase is what is left open when a base has no bill of materials.
-const unknownBase = "packages of the base image"
+// What is left open when a base or a built-in layer has no bill of materials.
+const (
+	unknownBase    = "packages of the base image"
+	unknownBuiltIn = "packages of a built-in layer"
+)
+
+// builtInBOM adds the built-in layers and their packages.
+func (b *build) builtInBOM(ctx context.Context, out *attest.BOM) error {
+	for _, ref := range b.req.BuiltIn {
+		list, err := b.e.listBOM(ctx, b.s, ref, kindBuiltIn, unknownBuiltIn)
+		if err != nil {
+			return err
+		}
+		out.Components = append(append(out.Components, list.Components...), attest.Component{
+			Type: "oci", Name: path.Base(path.Dir(ref.Context().RepositoryStr())), Version: ref.DigestStr(), Layer: kindBuiltIn,
+		})
+		out.Unknown = append(out.Unknown, list.Unknown...)
+	}
+	return nil
+}
 
 // baseComponent is the base image itself.
 func (b *build) baseComponent() attest.Component {
 	return attest.Component{Type: "oci", Name: path.Base(b.req.Base.Context().RepositoryStr()), Version: b.req.Base.DigestStr(), Layer: kindBase}
 }
 
-// baseBOM is what a base image's own bill of materials says, kept by digest.
-// A base without one has unknown packages.
-func (e *Layers) baseBOM(ctx context.Context, s *registry.Session, ref name.Digest) (attest.BOM, error) {
+// listBOM is what the own bill of materials of a base or a built-in layer
+// says, kept by digest. Without one, its packages are unknown.
+func (e *Layers) listBOM(ctx context.Context, s *registry.Session, ref name.Digest, kind, unknown string) (attest.BOM, error) {
 	return once(e.memo, "bom "+ref.DigestStr(), func() (attest.BOM, error) {
 		var kept attest.BOM
 		if e.memo.load("bom", ref.DigestStr(), &kept) {
@@ -189,12 +207,12 @@ func (e *Layers) baseBOM(ctx context.Context, s *registry.Session, ref name.Dige
 		if err != nil {
 			return attest.BOM{}, err
 		}
-		list, found, err := e.readBOM(ctx, s, ref.Context(), h, kindBase)
+		list, found, err := e.readBOM(ctx, s, ref.Context(), h, kind)
 		if err != nil {
 			return attest.BOM{}, err
 		}
 		if !found {
-			return attest.BOM{Unknown: []string{unknownBase}}, nil
+			return attest.BOM{Unknown: []string{unknown}}, nil
 		}
 		e.memo.save("bom", ref.DigestStr(), list)
 		return list, nil

@@ -62,16 +62,22 @@ func beside(t *testing.T, ref name.Digest) map[string][]byte {
 // baseBOM stores a bill of materials beside the base.
 func (w *world) baseBOM(t *testing.T) {
 	t.Helper()
-	raw, err := attest.BOM{Name: "base/nodejs18", Components: []attest.Component{{Type: "deb", Namespace: "debian", Name: "libc6", Version: "2.36-9", Arch: "amd64", Layer: "base"}}}.JSON()
+	pushBOM(t, w.base, attest.BOM{Name: "base/nodejs18", Components: []attest.Component{{Type: "deb", Namespace: "debian", Name: "libc6", Version: "2.36-9", Arch: "amd64", Layer: "base"}}})
+}
+
+// pushBOM stores a bill of materials beside an image.
+func pushBOM(t *testing.T, ref name.Digest, bom attest.BOM) {
+	t.Helper()
+	raw, err := bom.JSON()
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := registry.New(registry.Options{}).Session()
-	d, err := s.Head(t.Context(), w.base, false)
+	d, err := s.Head(t.Context(), ref, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.PushArtifacts(t.Context(), w.base.Context(), nil, registry.Artifact{Type: attest.TypeBOM, Subject: &d,
+	if _, err := s.PushArtifacts(t.Context(), ref.Context(), nil, registry.Artifact{Type: attest.TypeBOM, Subject: &d,
 		Files: []registry.File{{MediaType: types.MediaType(attest.TypeBOM), Data: raw}}}); err != nil {
 		t.Fatal(err)
 	}

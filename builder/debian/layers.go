@@ -107,7 +107,9 @@ func (b *Builder) buildLayer(ctx context.Context, name string, r, base Recipe, o
 	}
 	img.Layers = []Layer{{Title: strings.TrimPrefix(r.Name, "layer/"), Digest: l.info.Digest.String(), Size: l.info.Size, Reused: reused}}
 	img.Size, img.Unpacked = l.info.Size, l.info.Raw
-	labelled := Recipe{Name: name, Title: r.Title, Labels: map[string]string{builder.LabelLayerBase: below.Digest}}
+	labelled := Recipe{Name: name, Title: r.Title, Labels: map[string]string{
+		builder.LabelLayerBase: below.Digest, builder.LabelLayerName: strings.TrimPrefix(r.Name, "layer/"),
+	}}
 	if o.Out == "" {
 		o.Out = b.images()
 	}

@@ -130,7 +130,7 @@ func imagesText(images []inspected) string {
 			case img.Shared[j] > 0:
 				reused = fmt.Sprintf("by %d more", img.Shared[j])
 			}
-			kind := l.Kind
+			kind := strings.TrimSpace(l.Kind + " " + l.Name)
 			if l.Native {
 				kind += " (machine code)"
 			}

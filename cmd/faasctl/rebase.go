@@ -26,6 +26,7 @@ func imageRebaseCommand(getenv func(string) string) *cli.Command {
 			"the new base has another abi and the project's layers hold machine code.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "base", Usage: "the new base, `REPOSITORY@DIGEST`"},
+			&cli.StringSliceFlag{Name: "builtin", Usage: "a built-in layer that was made for --base, `REPOSITORY@DIGEST`; repeated, once for each of the image's, in their order"},
 			&cli.StringSliceFlag{Name: "layer", Usage: "`KIND=FOLDER:PLACE`: the folder becomes the layer, for example adapter=runtimes/node:/opt/faas/adapter; may be repeated"},
 			&cli.StringFlag{Name: "tag", Usage: "the new image's `TAG`; default rebased-<digest>"},
 			&cli.BoolFlag{Name: "insecure", Usage: "the registry speaks plain HTTP"},
@@ -57,6 +58,13 @@ func imageRebase(c *cli.Context, getenv func(string) string) error {
 			return cliapp.Usagef("--base: %v: a base is named by digest", err)
 		}
 	}
+	for _, text := range c.StringSlice("builtin") {
+		d, err := name.NewDigest(text, opts...)
+		if err != nil {
+			return cliapp.Usagef("--builtin: %v: a layer is named by digest", err)
+		}
+		r.BuiltIn = append(r.BuiltIn, d)
+	}
 	for _, text := range c.StringSlice("layer") {
 		kind, rest, ok := strings.Cut(text, "=")
 		at := strings.LastIndex(rest, ":")
@@ -70,13 +78,13 @@ func imageRebase(c *cli.Context, getenv func(string) string) error {
 		defer root.Close()
 		r.Layers = append(r.Layers, builder.Tree{Title: kind, FS: root.FS(), Prefix: rest[at+1:]})
 	}
-	if r.Base.DigestStr() == "" && len(r.Layers) == 0 {
-		return cliapp.Usagef("say what to swap: --base or --layer")
+	if r.Base.DigestStr() == "" && len(r.Layers) == 0 && len(r.BuiltIn) == 0 {
+		return cliapp.Usagef("say what to swap: --base, --builtin or --layer")
 	}
 	r.Origin = &attest.Provenance{
 		Builder: "https://github.com/kuroko-faas/kuroko/faasctl", BuildType: "https://github.com/kuroko-faas/kuroko/blob/main/docs/supply-chain.md#rebase",
 		Started:    time.Now(),
-		Parameters: map[string]any{"image": ref.Name(), "base": c.String("base")}, Invocation: getenv("CI_JOB_URL"),
+		Parameters: map[string]any{"image": ref.Name(), "base": c.String("base"), "builtin": strings.Join(c.StringSlice("builtin"), " ")}, Invocation: getenv("CI_JOB_URL"),
 	}
 	w, err := stages.Connect(getenv, ci.Job{}, c.App.ErrWriter)
 	if err != nil {

@@ -119,13 +119,15 @@ func TestImageRebaseAndVerify(t *testing.T) {
 	}{
 		"rebase":                     {2, "name one image"},
 		"rebase " + img.Ref.String(): {2, "say what to swap"},
-		"rebase " + img.Ref.String() + " --base " + reg.Repo("base").String():              {2, "a base is named by digest"},
-		"rebase " + img.Ref.String() + " --base " + other.String():                         {1, "its base is for x1, the new one for x2"},
-		"rebase " + img.Ref.String() + " --layer adapter":                                  {2, "KIND=FOLDER:/PLACE"},
-		"rebase " + img.Ref.String() + " --layer code=" + adapter + ":/app":                {1, "replace one of: adapter"},
-		"rebase " + reg.Repo("team/app").Tag("gone").String() + " --base " + next.String(): {2, "there is no such image"},
-		"verify " + img.Ref.String() + " --key " + publicFile:                              {78, "not signed by a trusted key"},
-		"verify " + img.Ref.String() + " --key /nowhere":                                   {2, "--key"},
+		"rebase " + img.Ref.String() + " --base " + reg.Repo("base").String():                      {2, "a base is named by digest"},
+		"rebase " + img.Ref.String() + " --base " + other.String():                                 {1, "its base is for x1, the new one for x2"},
+		"rebase " + img.Ref.String() + " --layer adapter":                                          {2, "KIND=FOLDER:/PLACE"},
+		"rebase " + img.Ref.String() + " --layer code=" + adapter + ":/app":                        {1, "replace one of: adapter"},
+		"rebase " + reg.Repo("team/app").Tag("gone").String() + " --base " + next.String():         {2, "there is no such image"},
+		"rebase " + img.Ref.String() + " --builtin " + reg.Repo("layer").String():                  {2, "a layer is named by digest"},
+		"rebase " + img.Ref.String() + " --base " + next.String() + " --builtin " + other.String(): {1, "it has none to swap"},
+		"verify " + img.Ref.String() + " --key " + publicFile:                                      {78, "not signed by a trusted key"},
+		"verify " + img.Ref.String() + " --key /nowhere":                                           {2, "--key"},
 	} {
 		if code, out, errs := imageRun(t, env, strings.Fields(args)...); code != c.code || out != "" || !strings.Contains(errs, c.says) {
 			t.Errorf("%s: exit %d, %s\n%s\nwant exit %d, %q", args, code, out, errs, c.code, c.says)
