@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"slices"
@@ -20,42 +18,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/deployer/knative"
 )
-
-// asked is what the unit's route answers to a path.
-func asked(t *testing.T, service, ns, path string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+ingress()+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Host = service + "." + ns + "." + os.Getenv("KUROKO_LAB_DOMAIN")
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err.Error()
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		return 0, err.Error()
-	}
-	return res.StatusCode, string(body)
-}
-
-// allReady checks what has to be true after every deploy, failed or not.
-func (c cluster) allReady(t *testing.T, ns string, live deployer.Release) {
-	t.Helper()
-	for _, u := range live.Units {
-		eventually(t, u.Spec.Name+" is Ready on "+u.Revision, func() bool {
-			svc, err := c.serve.Services(ns).Get(t.Context(), u.Spec.Name, metav1.GetOptions{})
-			return err == nil && svc.IsReady() && svc.Status.ObservedGeneration == svc.Generation &&
-				svc.Spec.Template.Name == u.Revision && svc.Status.LatestReadyRevisionName == u.Revision
-		})
-	}
-}
 
 // seen notes when a pod of the revision first showed, in its status or in an
 // event, a thing that ok recognises.
@@ -121,6 +88,14 @@ func TestEveryFailureHasItsCause(t *testing.T) {
 		t.Fatal(err)
 	}
 	unwanted := c.policy(t, ns)
+	c.webhook(t, ns, admission.SideEffectClassNone, func(s *servingv1.Service) ([]map[string]any, string) {
+		for _, v := range s.Spec.Template.Spec.Containers[0].Env {
+			if v.Name == "REFUSED" {
+				return nil, "the team may not have " + v.Name
+			}
+		}
+		return nil, map[bool]string{true: "probes are refused"}[s.Labels["probe"] != ""]
+	})
 	terminated := func(p *corev1.Pod, _ *corev1.Event) bool {
 		if p == nil {
 			return false
@@ -163,7 +138,10 @@ func TestEveryFailureHasItsCause(t *testing.T) {
 		{"crash", func(s *deployer.Spec) { s.Image = image(t, "crash") }, deployer.Crash, "exited with code 3", terminated},
 		{"memory", func(s *deployer.Spec) { s.Image = image(t, "greedy") }, deployer.OutOfMemory, "its limit of 64Mi", terminated},
 		{"processor", func(s *deployer.Spec) { s.Image = image(t, "foreign") }, deployer.ImageUnusable, "another processor", terminated},
+		{"image gone", func(s *deployer.Spec) { s.Image = missing(t) }, deployer.ImageMissing, "has no image", nil},
+		{"image refused", func(s *deployer.Spec) { s.Image = refused(t) }, deployer.ImageUnauthorized, "refuses the cluster", waits("authorization failed", "401")},
 		{"probe", func(s *deployer.Spec) { s.Image, s.InitTimeout = image(t, "mute"), 3*time.Second }, deployer.ProbeNeverPasses, "did not answer within 3s", nil},
+		{"webhook", func(s *deployer.Spec) { s.Environment = map[string]string{"REFUSED": "yes"} }, deployer.Denied, "the team may not", nil},
 		{"policy on pods", func(s *deployer.Spec) { s.Environment = map[string]string{unwanted: "x"} }, deployer.Denied, "the cluster's policy " + ns + " refuses it", waits("denied request")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -194,14 +172,47 @@ func TestEveryFailureHasItsCause(t *testing.T) {
 					t.Errorf("told %s after the cluster first showed it; want within 5 s", told.Sub(first))
 				}
 			}
-			c.allReady(t, ns, live.Release)
-			pipeline++
-			again, err := deploy(t, k, scope, pipeline, main, side)
-			if err != nil || !again.NoChange {
-				t.Errorf("the next plan: %+v, %v; want no change", again.Changes, err)
-			}
+			c.unharmed(t, k, scope, live.Release)
 		})
 	}
+	if code, body := asked(t, "app-main", ns, "/"); code != 200 || body != live.Units[0].Revision {
+		t.Errorf("in the end %d %s answers; want %s", code, body, live.Units[0].Revision)
+	}
+}
+
+// A route that no ingress takes up is told as such, in its time; what was live
+// does not notice.
+func TestIngressNotReady(t *testing.T) {
+	c := lab(t)
+	ns := c.namespace(t)
+	scope := scopeIn(ns)
+	k, err := knative.New(knative.Config{REST: c.rest, IngressAddress: ingress(), Times: knative.Times{Route: 10 * time.Second}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := image(t, "one")
+	live, err := deploy(t, k, scope, 1, unit("main", one))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The platform gives a new unit to an ingress that nobody runs.
+	c.webhook(t, ns, admission.SideEffectClassNone, func(s *servingv1.Service) ([]map[string]any, string) {
+		switch {
+		case s.Labels["probe"] != "":
+			return nil, "probes are refused"
+		case s.Name == "app-late" && s.Annotations["networking.knative.dev/ingress-class"] == "":
+			return []map[string]any{{"op": "add", "path": "/metadata/annotations/networking.knative.dev~1ingress-class", "value": "nobody.example.com"}}, ""
+		}
+		return nil, ""
+	})
+	_, err = deploy(t, k, scope, 2, round(unit("main", one), 2), unit("late", one))
+	var f *deployer.Failed
+	causes := deployer.Failures(err)
+	if !errors.As(err, &f) || f.Serving != live.ID || f.Restore != nil || len(causes) != 1 || causes[0].Code != deployer.IngressNotReady || causes[0].Unit != "late" || causes[0].Next == "" {
+		t.Fatalf("got %v; want one cause, the ingress of unit late", err)
+	}
+	t.Log(causes[0])
+	c.unharmed(t, k, scope, live.Release)
 	if code, body := asked(t, "app-main", ns, "/"); code != 200 || body != live.Units[0].Revision {
 		t.Errorf("in the end %d %s answers; want %s", code, body, live.Units[0].Revision)
 	}
@@ -271,6 +282,7 @@ func TestSecretRotationAndRollback(t *testing.T) {
 	if left, err := c.kube.CoordinationV1().Leases(ns).List(t.Context(), metav1.ListOptions{}); err != nil || len(left.Items) != 0 {
 		t.Errorf("a preflight wrote %v, %v", left.Items, err)
 	}
+	c.unharmed(t, k, scope, deployer.Release{})
 	set := func(v string) {
 		t.Helper()
 		if err := k.SetSecret(t.Context(), scope, key, []byte(v)); err != nil {
@@ -312,7 +324,7 @@ func TestSecretRotationAndRollback(t *testing.T) {
 	if code, body := asked(t, "app-main", ns, "/"); code != 200 || body != first.Units[0].Revision {
 		t.Errorf("after the rollback %d %s answers; want %s", code, body, first.Units[0].Revision)
 	}
-	c.allReady(t, ns, back.Release)
+	c.unharmed(t, k, scope, back.Release)
 }
 
 // The cluster itself says that a key is missing where it went away after the
@@ -412,7 +424,7 @@ func TestQuotaWithoutRoomForTheOverlap(t *testing.T) {
 	if all := deployer.Failures(err); len(all) != 1 || all[0].Code != deployer.Quota || !errors.As(err, &failed) || failed.Step != deployer.StepPreflight || !strings.Contains(all[0].Cause, "pods=1 (allowed 1, used 1)") {
 		t.Fatalf("got %v; want no room, at preflight", err)
 	}
-	c.allReady(t, ns, live.Release)
+	c.unharmed(t, k, scope, live.Release)
 	// Without the preflight: a unit of its own whose pod can't be made.
 	f := deployer.Fence{Scope: scope, Epoch: 1000}
 	head, err := k.Head(t.Context(), scope)
@@ -473,7 +485,7 @@ func TestInternalUnit(t *testing.T) {
 		t.Fatalf("a crash: %v", err)
 	}
 	outside("after a failed deploy it is open again", 200)
-	c.allReady(t, ns, second.Release)
+	c.unharmed(t, k, scope, second.Release)
 	if _, err := deploy(t, k, scope, 4, hidden); err != nil {
 		t.Fatal(err)
 	}

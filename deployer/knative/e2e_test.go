@@ -8,6 +8,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,10 +19,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	regserver "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -59,7 +65,48 @@ func registry(t *testing.T) string {
 // image pushes the unit with that behaviour and returns it by digest.
 func image(t *testing.T, behave string) name.Digest {
 	t.Helper()
-	host := registry(t)
+	return imageIn(t, registry(t), behave)
+}
+
+// refused is an image in a registry that wants a password, which nobody in the
+// cluster has.
+func refused(t *testing.T) name.Digest {
+	t.Helper()
+	listener, err := net.Listen("tcp", net.JoinHostPort(os.Getenv("KUROKO_LAB_HOST"), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var private atomic.Bool
+	images := regserver.New(regserver.Logger(log.New(io.Discard, "", 0)))
+	srv := &httptest.Server{Listener: listener, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if private.Load() {
+			w.Header().Set("WWW-Authenticate", `Basic realm="team"`)
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		images.ServeHTTP(w, r)
+	})}}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	// Nodes look there at every pull for how a registry is reached.
+	host := listener.Addr().String()
+	hosts := filepath.Join(filepath.Dir(os.Getenv("KUROKO_LAB")), "run", "certs.d", host)
+	if err := os.MkdirAll(hosts, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(hosts) })
+	text := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", host)
+	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	img := imageIn(t, host, "one")
+	private.Store(true)
+	return img
+}
+
+// imageIn is image in that registry.
+func imageIn(t *testing.T, host, behave string) name.Digest {
+	t.Helper()
 	program, err := unitProgram()
 	if err != nil {
 		t.Fatal(err)

@@ -6,90 +6,23 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/deployer/knative"
 )
-
-// load asks the unit's route, rate times a second, until stop is called, which
-// returns how many answered, by revision, and what went wrong. It doesn't wait
-// for answers, and what a busy machine made it miss it asks as soon as it can:
-// as many requests are sent as the rate and the time say.
-func load(t *testing.T, url string, rate int) (stop func() (map[string]int, []string)) {
-	t.Helper()
-	dial := &net.Dialer{Timeout: 5 * time.Second}
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
-		MaxIdleConns: 64, MaxIdleConnsPerHost: 64,
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return dial.DialContext(ctx, network, ingress())
-		},
-	}}
-	ctx, cancel := context.WithCancel(context.Background())
-	var mu sync.Mutex
-	var asking sync.WaitGroup
-	answers, wrong := map[string]int{}, []string(nil)
-	ask := func() {
-		defer asking.Done()
-		res, err := client.Get(url)
-		var body []byte
-		if err == nil {
-			body, err = io.ReadAll(res.Body)
-			res.Body.Close()
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		switch {
-		case err != nil:
-			wrong = append(wrong, err.Error())
-		case res.StatusCode != http.StatusOK:
-			wrong = append(wrong, res.Status+" "+string(body))
-		default:
-			answers[string(body)]++
-		}
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(time.Second / time.Duration(rate))
-		defer tick.Stop()
-		start, sent := time.Now(), 0
-		for {
-			select {
-			case <-tick.C:
-				for due := int(time.Since(start).Seconds() * float64(rate)); sent < due; sent++ {
-					asking.Add(1)
-					go ask()
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	var once sync.Once
-	stop = func() (map[string]int, []string) {
-		once.Do(func() { cancel(); <-done; asking.Wait(); client.CloseIdleConnections() })
-		return answers, wrong
-	}
-	t.Cleanup(func() { stop() })
-	return stop
-}
 
 // round is the unit with content of its own.
 func round(u deployer.Spec, n int) deployer.Spec {
@@ -106,31 +39,18 @@ func TestRolloutsUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const rate = 200
-	start := time.Now()
-	stop := load(t, first.Units[0].URL, rate)
+	url := first.Units[0].URL
+	stop := load(t, url, 200)
 	for n := 1; n <= 3; n++ {
 		if _, err := deploy(t, k, scope, int64(1+n), round(unit("main", one), n)); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(3 * time.Second) // of load on what is live
 	}
-	took := time.Since(start)
-	answers, wrong := stop()
-	sum := 0
-	for _, n := range answers {
-		sum += n
-	}
-	t.Logf("%d answers in %s, %.0f a second, from %d revisions; %d failed", sum, took.Round(time.Second), float64(sum)/took.Seconds(), len(answers), len(wrong))
-	if len(wrong) > 0 {
-		t.Errorf("%d requests failed, among them %q", len(wrong), wrong[:min(3, len(wrong))])
-	}
-	if len(answers) != 4 {
-		t.Errorf("answered: %v; want all four revisions", answers)
-	}
-	// The last moments' are asked after the clock was read, or not at all.
-	if want := int((took.Seconds() - 1) * rate); sum+len(wrong) < want {
-		t.Errorf("only %d requests; want at least %d, which is %d a second", sum, want, rate)
+	all := stop()
+	all.unbroken(t)
+	if len(all.answers) != 4 {
+		t.Errorf("answered: %v; want all four revisions", all.answers)
 	}
 }
 
@@ -282,9 +202,7 @@ func TestKilledDeployConverges(t *testing.T) {
 			return
 		}
 	}
-	if _, wrong := stop(); len(wrong) > 0 {
-		t.Errorf("%d requests failed, among them %q", len(wrong), wrong[:min(3, len(wrong))])
-	}
+	stop().unbroken(t)
 }
 
 // clean checks that out is live, that all agrees on it, and that there is
@@ -326,8 +244,5 @@ func clean(t *testing.T, c cluster, k *knative.Target, out deployer.Outcome) {
 			t.Errorf("revision %s is an orphan", r.Name)
 		}
 	}
-	eventually(t, "the Service is Ready", func() bool {
-		s, err := c.serve.Services(scope.Namespace).Get(t.Context(), svc.Name, metav1.GetOptions{})
-		return err == nil && s.IsReady() && s.Status.ObservedGeneration == s.Generation
-	})
+	c.serves(t, scope.Namespace, svc.Name, live)
 }

@@ -3,12 +3,7 @@
 package knative_test
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -46,36 +41,6 @@ func stepped(steps ...int) deployer.Policy {
 	return p
 }
 
-// onlyAt says how long it took until the route was all the revision's: the
-// start of the last ten answers in a row.
-func onlyAt(t *testing.T, url, revision string, since time.Time) time.Duration {
-	t.Helper()
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, ingress())
-	}}}
-	right := 0
-	var first time.Duration
-	eventually(t, "the route is all "+revision, func() bool {
-		res, err := client.Get(url)
-		if err != nil {
-			right = 0
-			return false
-		}
-		defer res.Body.Close()
-		body, _ := io.ReadAll(res.Body)
-		if string(body) != revision {
-			right = 0
-			return false
-		}
-		if right == 0 {
-			first = time.Since(since)
-		}
-		right++
-		return right == 10
-	})
-	return first
-}
-
 // No request fails while a judged canary and a rollback pass under 200
 // requests a second; the rollback within keepWarm is quick.
 func TestCanaryAndRollbackUnderLoad(t *testing.T) {
@@ -86,10 +51,8 @@ func TestCanaryAndRollbackUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const rate = 200
 	url := first.Units[0].URL
-	start := time.Now()
-	stop := load(t, url, rate)
+	stop := load(t, url, 200)
 	second, err := roll(t, k, scope, 2, stepped(10, 50), round(unit("main", one), 1))
 	if err != nil {
 		t.Fatal(err)
@@ -101,22 +64,89 @@ func TestCanaryAndRollbackUnderLoad(t *testing.T) {
 		t.Fatalf("rolled back to %s, %v", out.ID, err)
 	}
 	at := onlyAt(t, url, first.Units[0].Revision, back)
-	answers, wrong := stop()
-	sum := 0
-	for _, n := range answers {
-		sum += n
-	}
-	reached := float64(sum) / time.Since(start).Seconds()
-	t.Logf("%d answers at %.0f/s (asked for %d/s), %d failed, canary's share %d; rollback: command %s, at the route after %s", sum, reached, rate, len(wrong), answers[second.Units[0].Revision], took.Round(time.Millisecond), at.Round(time.Millisecond))
-	if len(wrong) > 0 {
-		t.Errorf("%d requests failed, among them %q", len(wrong), wrong[:min(3, len(wrong))])
-	}
-	if reached < rate/10 || answers[second.Units[0].Revision] == 0 {
-		t.Errorf("%.0f requests a second, %v: too few to say anything", reached, answers)
+	t.Logf("rollback: command %s, at the route after %s", took.Round(time.Millisecond), at.Round(time.Millisecond))
+	all := stop()
+	all.unbroken(t)
+	if all.answers[second.Units[0].Revision] == 0 {
+		t.Errorf("answers %v; want some of the canary's", all.answers)
 	}
 	if h, err := k.Head(t.Context(), scope); err != nil || h.Held == "" {
 		t.Errorf("head %+v, %v; want it held after a rollback", h, err)
 	}
+}
+
+// Once a release is no longer kept warm, a rollback says that it starts the
+// pods its traffic needs, and moves no request before they are ready.
+func TestRollbackBeyondKeepWarm(t *testing.T) {
+	t.Parallel() // it waits more than it does
+	c := lab(t)
+	one := image(t, "one")
+	ns := c.namespace(t)
+	k, scope := target(t, c), scopeIn(ns)
+	three := func(n int) deployer.Spec {
+		u := round(unit("main", one), n)
+		u.CPU, u.MinScale, u.MaxScale = "20m", 3, 6
+		return u
+	}
+	first, err := deploy(t, k, scope, 1, three(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := deploy(t, k, scope, 2, three(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := quick()
+	late.Now = func() time.Time { return time.Now().Add(deployer.DefaultKeepWarm + time.Minute) }
+	if did, err := deployer.Tidy(t.Context(), k, scope, late); err != nil || !did {
+		t.Fatalf("after keepWarm: gave back %v, %v", did, err)
+	}
+	cold := first.Units[0].Revision
+	for deadline := time.Now().Add(4 * time.Minute); ; time.Sleep(time.Second) {
+		pods, err := c.kube.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{LabelSelector: "serving.knative.dev/revision=" + cold})
+		if err == nil && len(pods.Items) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s still runs, four minutes after it was given back: %v", cold, err)
+		}
+	}
+	state, err := deployer.Observe(t.Context(), k, scope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := deployer.CanRollback(t.Context(), k, scope, state, late.Now()); err != nil || !r.Ready || r.Warm || r.Why != "its pods are started first" {
+		t.Errorf("status says %+v, %v; want ready, and that pods are started first", r, err)
+	}
+	url := second.Units[0].URL
+	stop := load(t, url, 200)
+	start := time.Now()
+	o := quick()
+	var said []string
+	o.Progress = func(e deployer.Event) { // of one unit, in order
+		t.Logf("%5.1fs %s: %s", time.Since(start).Seconds(), e.Step, e.Text)
+		switch e.Step {
+		case deployer.StepScale:
+			said = append(said, e.Text)
+		case deployer.StepTraffic:
+			if n, err := k.Instances(t.Context(), scope, "app-main", cold); err != nil || n < 3 {
+				t.Errorf("traffic moves to %d instances, %v; want 3", n, err)
+			}
+		}
+	}
+	back, err := deployer.Rollback(t.Context(), k, scope, "", o)
+	if err != nil || back.ID != first.ID {
+		t.Fatalf("rolled back to %+v, %v", back.Release, err)
+	}
+	took := time.Since(start)
+	onlyAt(t, url, cold, start)
+	all := stop()
+	all.unbroken(t)
+	t.Logf("the command took %s", took.Round(10*time.Millisecond))
+	if len(said) < 2 || !strings.HasSuffix(said[0], "of 3 instances are ready for the traffic") || !strings.HasPrefix(said[0], "waiting: ") || said[len(said)-1] != "3 instances are ready for the traffic" {
+		t.Errorf("it said %q; want that it waits for 3 instances, and that they are ready", said)
+	}
+	c.unharmed(t, k, scope, back.Release)
 }
 
 // A canary that fails under traffic is put back, or held where it is; a person
@@ -141,10 +171,7 @@ func TestFailingCanary(t *testing.T) {
 		t.Fatalf("got %v; want analysis failed and traffic put back", err)
 	}
 	onlyAt(t, first.Units[0].URL, live, time.Now())
-	eventually(t, "the Service is Ready", func() bool {
-		s, err := c.serve.Services(scope.Namespace).Get(t.Context(), "app-main", metav1.GetOptions{})
-		return err == nil && s.IsReady() && s.Status.ObservedGeneration == s.Generation && s.Spec.Template.Name == live
-	})
+	c.unharmed(t, k, scope, first.Release)
 	h, err := k.Head(t.Context(), scope)
 	if err != nil || h.Undone == nil || h.Undone.Weight != 30 || !strings.Contains(h.Undone.Why, "succeeded") {
 		t.Errorf("the record says %+v, %v", h.Undone, err)
@@ -279,55 +306,6 @@ func TestPipelinesInOrder(t *testing.T) {
 	}
 }
 
-// slowest is the 99th of 100 times.
-func slowest(times []time.Duration) time.Duration {
-	if len(times) == 0 {
-		return 0
-	}
-	slices.Sort(times)
-	return times[len(times)*99/100]
-}
-
-// stopwatch asks url, rate times a second, and returns how long each answer of
-// do's time took.
-func stopwatch(t *testing.T, url string, rate int, do func()) (times []time.Duration, wrong []string) {
-	t.Helper()
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, ingress())
-	}}}
-	over := make(chan struct{})
-	go func() { defer close(over); do() }()
-	tick := time.NewTicker(time.Second / time.Duration(rate))
-	defer tick.Stop()
-	var mu sync.Mutex
-	var asking sync.WaitGroup
-	for {
-		select {
-		case <-over:
-			asking.Wait()
-			return times, wrong
-		case <-tick.C:
-			asking.Go(func() {
-				start := time.Now()
-				res, err := client.Get(url)
-				if err == nil {
-					_, err = io.Copy(io.Discard, res.Body)
-					res.Body.Close()
-					if err == nil && res.StatusCode != http.StatusOK {
-						err = fmt.Errorf("status %s", res.Status)
-					}
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if err != nil {
-					wrong = append(wrong, err.Error())
-				}
-				times = append(times, time.Since(start))
-			})
-		}
-	}
-}
-
 // From six busy pods all at once: the new revision has six before the share
 // moves, and callers notice no more than of pods that only start.
 func TestDirectFromSixPods(t *testing.T) {
@@ -344,34 +322,30 @@ func TestDirectFromSixPods(t *testing.T) {
 	const rate = 40 // of a request that costs next to nothing
 	control := round(six, 1)
 	control.CPU, control.MinScale, control.MaxScale = six.CPU, 6, 8
-	beside, wrong := stopwatch(t, url, rate, func() {
-		if _, err := deployer.Stage(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 2, Units: []deployer.Spec{control}}, quick()); err != nil {
-			t.Error(err)
-		}
-	})
-	if len(wrong) > 0 {
-		t.Errorf("control: %d requests failed: %q", len(wrong), wrong[:1])
+	stop := load(t, url, rate)
+	if _, err := deployer.Stage(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 2, Units: []deployer.Spec{control}}, quick()); err != nil {
+		t.Fatal(err)
 	}
+	beside := stop()
+	beside.unbroken(t)
 	next := round(six, 2)
 	next.CPU, next.MinScale, next.MaxScale = six.CPU, 0, 8
 	var ready int
-	during, wrong := stopwatch(t, url, rate, func() {
-		o := quick()
-		o.Progress = func(e deployer.Event) {
-			t.Logf("%s: %s", e.Step, e.Text)
-			if e.Step == deployer.StepTraffic {
-				ready, _ = k.Instances(t.Context(), scope, next.Name, next.RevisionName(1))
-			}
+	o := quick()
+	o.Progress = func(e deployer.Event) {
+		t.Logf("%s: %s", e.Step, e.Text)
+		if e.Step == deployer.StepTraffic {
+			ready, _ = k.Instances(t.Context(), scope, next.Name, next.RevisionName(1))
 		}
-		if _, err := deployer.Deploy(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 3, Units: []deployer.Spec{next}}, o); err != nil {
-			t.Error(err)
-		}
-	})
-	a, b := slowest(beside), slowest(during)
-	t.Logf("p99 %s of %d requests during the shift, %s of %d while the same pods only start; %d instances before the share moved", b, len(during), a, len(beside), ready)
-	if len(wrong) > 0 {
-		t.Errorf("%d requests failed: %q", len(wrong), wrong[:min(3, len(wrong))])
 	}
+	stop = load(t, url, rate)
+	if _, err := deployer.Deploy(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 3, Units: []deployer.Spec{next}}, o); err != nil {
+		t.Fatal(err)
+	}
+	during := stop()
+	during.unbroken(t)
+	a, b := beside.slowest(), during.slowest()
+	t.Logf("p99 %s during the shift, %s while the same pods only start; %d instances before the share moved", b, a, ready)
 	if ready < 6 {
 		t.Errorf("the share moved to %d instances; want 6", ready)
 	}

@@ -4,13 +4,16 @@ package knative_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/deployer/knative"
 )
 
 // deploy deploys the one unit main.
@@ -22,6 +25,84 @@ func deploy(t *testing.T, target deployer.Target, scope deployer.Scope, pipeline
 		t.Logf("%5.1fs %s %s %s: %s", time.Since(start).Seconds(), e.Step, e.Unit, e.Revision, e.Text)
 	}
 	return deployer.Deploy(t.Context(), target, deployer.Plan{Scope: scope, Pipeline: pipeline, Units: units}, o)
+}
+
+// serves waits until the Service is Ready on the revision, which is also what
+// it describes, and follows no latest one.
+func (c cluster) serves(t *testing.T, ns, service, revision string) {
+	t.Helper()
+	var last string
+	defer func() {
+		if t.Failed() {
+			t.Log(last)
+		}
+	}()
+	eventually(t, service+" is Ready on "+revision, func() bool {
+		svc, err := c.serve.Services(ns).Get(t.Context(), service, metav1.GetOptions{})
+		if err != nil {
+			last = err.Error()
+			return false
+		}
+		last = fmt.Sprintf("template %s, latest ready %s, conditions %v, traffic %v", svc.Spec.Template.Name, svc.Status.LatestReadyRevisionName, svc.Status.Conditions, svc.Status.Traffic)
+		follows := slices.ContainsFunc(svc.Status.Traffic, func(s servingv1.TrafficTarget) bool { return s.LatestRevision != nil && *s.LatestRevision })
+		return svc.IsReady() && svc.Status.ObservedGeneration == svc.Generation && !follows &&
+			svc.Spec.Template.Name == revision && svc.Status.LatestReadyRevisionName == revision
+	})
+}
+
+// unharmed checks what has to hold after every deploy, a failed one above all:
+// live, the zero Release where nothing was, is what the record says, nothing is
+// open and nobody writes; its Services, and no others, are there and Ready; and
+// the next plan is right: none for the same, and an update for what is other.
+func (c cluster) unharmed(t *testing.T, k *knative.Target, scope deployer.Scope, live deployer.Release) {
+	t.Helper()
+	state, err := deployer.Observe(t.Context(), k, scope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := state.Head; h.Live != live.ID || h.Rollout != nil || h.Holder != "" {
+		t.Errorf("head %+v; want %q live, nothing open, nobody writing", h, live.ID)
+	}
+	there, err := c.serve.Services(scope.Namespace).List(t.Context(), metav1.ListOptions{LabelSelector: knative.LabelService + "=" + scope.Service})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names, want []string
+	for _, s := range there.Items {
+		names = append(names, s.Name)
+	}
+	specs, other := []deployer.Spec{}, []deployer.Spec{}
+	for _, u := range live.Units {
+		if u.Spec.Job == nil {
+			want = append(want, u.Spec.Name)
+			c.serves(t, scope.Namespace, u.Spec.Name, u.Revision)
+		}
+		specs, other = append(specs, u.Spec), append(other, round(u.Spec, -1))
+	}
+	slices.Sort(names)
+	slices.Sort(want)
+	if !slices.Equal(names, want) {
+		t.Errorf("services %q; want %q", names, want)
+	}
+	for _, plan := range []struct {
+		units []deployer.Spec
+		want  deployer.Action
+	}{{specs, deployer.Unchanged}, {other, deployer.Update}} {
+		for _, change := range deployer.Decide(plan.units, state) {
+			if change.Action != plan.want {
+				t.Errorf("the next plan: %+v; want %s", change, plan.want)
+			}
+		}
+	}
+	to := map[string]string{}
+	for _, u := range live.Units {
+		to[u.Spec.Name] = u.Revision
+	}
+	for _, change := range deployer.DecideTimers(live.Timers, to, state) {
+		if change.Action != deployer.Unchanged {
+			t.Errorf("the next plan: %+v; want the timers unchanged", change)
+		}
+	}
 }
 
 // A crash at start is told within seconds of the first exit, and leaves the
@@ -54,22 +135,7 @@ func TestCrashAtStart(t *testing.T) {
 	if took := told.Sub(started); took > 15*time.Second {
 		t.Errorf("told %s after the pod had started; want within 15 s of its exit, which comes at once", took)
 	}
-	svc, err := c.serve.Services(scope.Namespace).Get(t.Context(), "app-main", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the Service is Ready", func() bool {
-		svc, err = c.serve.Services(scope.Namespace).Get(t.Context(), "app-main", metav1.GetOptions{})
-		return err == nil && svc.IsReady() && svc.Status.ObservedGeneration == svc.Generation
-	})
-	if svc.Spec.Template.Name != first.Units[0].Revision || svc.Status.LatestReadyRevisionName != first.Units[0].Revision {
-		t.Errorf("template %s, latest ready %s; want %s", svc.Spec.Template.Name, svc.Status.LatestReadyRevisionName, first.Units[0].Revision)
-	}
-	for _, s := range svc.Status.Traffic {
-		if s.LatestRevision != nil && *s.LatestRevision {
-			t.Errorf("traffic %+v follows the latest revision", s)
-		}
-	}
+	c.unharmed(t, k, scope, first.Release)
 	again, err := deploy(t, k, scope, 3, unit("main", one))
 	if err != nil || again.Units[0].Revision != first.Units[0].Revision || again.Changes[0].Action != deployer.Unchanged {
 		t.Errorf("deploy of what serves: %+v, %v; want unchanged", again.Changes, err)
@@ -85,8 +151,5 @@ func TestOutOfMemory(t *testing.T) {
 	if len(causes) != 1 || causes[0].Code != deployer.OutOfMemory {
 		t.Errorf("got %v; want out-of-memory", err)
 	}
-	// A first deploy that fails leaves nothing.
-	if all, err := k.Services(t.Context(), scope); err != nil || len(all) != 0 {
-		t.Errorf("services %v, %v; want none", all, err)
-	}
+	c.unharmed(t, k, scope, deployer.Release{}) // a first deploy that fails leaves nothing
 }

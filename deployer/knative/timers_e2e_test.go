@@ -50,9 +50,46 @@ func fireAt(t *testing.T, c cluster, cron *batchv1.CronJob, minute int64) *batch
 	}
 }
 
+// called is how often the timer called the revision for that minute, as its
+// instances say.
+func called(t *testing.T, k *knative.Target, scope deployer.Scope, service, revision, payload string, minute int64) int {
+	t.Helper()
+	lines, err := k.Logs(t.Context(), scope, service, revision, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, l := range lines {
+		if strings.HasPrefix(l, "timer "+revision+" ") && strings.HasSuffix(l, fmt.Sprintf("-%d", minute)) && strings.Contains(l, payload) {
+			n++
+		}
+	}
+	return n
+}
+
+// firedBy waits until the cluster's own clock has fired the timer after that
+// time, and says for which minute.
+func firedBy(t *testing.T, k *knative.Target, scope deployer.Scope, timer deployer.Timer, after time.Time) int64 {
+	t.Helper()
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(time.Second) {
+		all, err := k.Timers(t.Context(), scope)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range all {
+			if o.Key == timer.Key() && o.Last.After(after) {
+				return o.Last.Unix() / 60
+			}
+		}
+	}
+	t.Fatalf("the cluster did not fire the timer of %s within three minutes", timer.Function)
+	return 0
+}
+
 // A timer calls the revision that is live, once for each time, by pods of the
 // cluster; it is the same timer over deploys and rollbacks.
 func TestTimerCallsTheLiveRevision(t *testing.T) {
+	t.Parallel() // it waits more than it does
 	c := lab(t)
 	one, two := image(t, "one"), image(t, "two")
 	k, scope := target(t, c), scopeIn(c.namespace(t))
@@ -68,17 +105,7 @@ func TestTimerCallsTheLiveRevision(t *testing.T) {
 	}
 	calls := func(revision string, minute int64) int {
 		t.Helper()
-		lines, err := k.Logs(t.Context(), scope, "app-main", revision, 1000)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := 0
-		for _, l := range lines {
-			if strings.HasPrefix(l, "timer "+revision+" ") && strings.HasSuffix(l, fmt.Sprintf("-%d", minute)) && strings.Contains(l, `"payload":"{\"n\":\"$(HOME)\"}"`) {
-				n++
-			}
-		}
-		return n
+		return called(t, k, scope, "app-main", revision, `"payload":"{\"n\":\"$(HOME)\"}"`, minute)
 	}
 	first := deploy(1, unit("main", one))
 	cron := cronOf(t, c, scope, tick)
@@ -113,18 +140,7 @@ func TestTimerCallsTheLiveRevision(t *testing.T) {
 	}
 
 	// The cluster's own clock, once for its minute.
-	var last time.Time
-	for deadline := time.Now().Add(2 * time.Minute); !last.After(back); time.Sleep(time.Second) {
-		timers, err := k.Timers(t.Context(), scope)
-		if err != nil || len(timers) != 1 {
-			t.Fatalf("%+v, %v", timers, err)
-		}
-		last = timers[0].Last
-		if time.Now().After(deadline) {
-			t.Fatal("the cluster did not fire the timer within two minutes")
-		}
-	}
-	minute := last.Unix() / 60
+	minute := firedBy(t, k, scope, tick, back)
 	for deadline := time.Now().Add(2 * time.Minute); calls(r1, minute) == 0; time.Sleep(time.Second) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no call of the live revision for minute %d", minute)
@@ -133,6 +149,80 @@ func TestTimerCallsTheLiveRevision(t *testing.T) {
 	if n := calls(r1, minute); n != 1 {
 		t.Errorf("%d calls for minute %d, want 1", n, minute)
 	}
+}
+
+// A function goes, and its unit and its timer with it: nothing calls for it any
+// more, and the other function's timer neither misses nor repeats a time. A
+// rollback brings function and timer back.
+func TestRemovedFunctionWithTimer(t *testing.T) {
+	t.Parallel() // it waits more than it does
+	c := lab(t)
+	one := image(t, "one")
+	ns := c.namespace(t)
+	k, scope := target(t, c), scopeIn(ns)
+	timer := func(function, service string) deployer.Timer {
+		return deployer.Timer{Function: function, Service: service, Name: "every 1m", Schedule: "* * * * *", Overlap: "allow"}
+	}
+	stays, goes := timer("stays", "app-main"), timer("goes", "app-side")
+	main, side := unit("main", one), unit("side", one)
+	for _, u := range []*deployer.Spec{&main, &side} {
+		u.Timed, u.MinScale = true, 1
+	}
+	first, err := deployer.Deploy(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 1, Units: []deployer.Spec{main, side}, Timers: []deployer.Timer{stays, goes}}, quick())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cron := cronOf(t, c, scope, goes)
+	second, err := deployer.Deploy(t.Context(), k, deployer.Plan{Scope: scope, Pipeline: 2, Units: []deployer.Spec{main}, Timers: []deployer.Timer{stays}}, quick())
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := time.Now()
+	record, err := k.Release(t.Context(), scope, second.ID)
+	if err != nil || len(record.Units) != 1 || len(record.Timers) != 1 || record.Timers[0].Function != "stays" {
+		t.Errorf("the record: %+v, %v; want main and its timer alone", record, err)
+	}
+	c.unharmed(t, k, scope, second.Release)
+	left, err := c.kube.BatchV1().CronJobs(ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(left.Items) != 1 || left.Items[0].Name != cronOf(t, c, scope, stays).Name {
+		t.Errorf("cron jobs %v, %v; want the other function's alone", left.Items, err)
+	}
+	eventually(t, "the removed function is gone", func() bool { code, _ := asked(t, "app-side", ns, "/"); return code == 404 })
+	// A time of the cluster's clock passes.
+	once := func(service, revision string, timer deployer.Timer, after time.Time) {
+		t.Helper()
+		minute := firedBy(t, k, scope, timer, after)
+		for deadline := time.Now().Add(2 * time.Minute); called(t, k, scope, service, revision, "", minute) == 0; time.Sleep(time.Second) {
+			if time.Now().After(deadline) {
+				t.Fatalf("no call of %s for minute %d", revision, minute)
+			}
+		}
+		if n := called(t, k, scope, service, revision, "", minute); n != 1 {
+			t.Errorf("%d calls of %s for minute %d, want 1", n, revision, minute)
+		}
+	}
+	once("app-main", first.Units[0].Revision, stays, removed)
+	runs, err := c.kube.BatchV1().Jobs(ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, j := range runs.Items {
+		if strings.HasPrefix(j.Name, cron.Name+"-") && j.CreationTimestamp.Time.After(removed) {
+			t.Errorf("%s was started at %s, after its timer had gone", j.Name, j.CreationTimestamp)
+		}
+	}
+
+	back, err := deployer.Rollback(t.Context(), k, scope, "", quick())
+	if err != nil || back.ID != first.ID {
+		t.Fatalf("rolled back to %+v, %v", back.Release, err)
+	}
+	returned := time.Now()
+	c.unharmed(t, k, scope, back.Release)
+	if code, body := asked(t, "app-side", ns, "/"); code != 200 || body != back.Units[1].Revision {
+		t.Errorf("brought back, %d %s answers; want %s", code, body, back.Units[1].Revision)
+	}
+	once("app-side", back.Units[1].Revision, goes, returned)
+	once("app-main", back.Units[0].Revision, stays, returned)
 }
 
 // A run in the cluster has its completions, each with tries of its own.
