@@ -5,11 +5,15 @@ package tagged
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
 	"go/build/constraint"
+	"go/parser"
+	"go/token"
 	"io"
 	"io/fs"
 	"maps"
@@ -26,6 +30,7 @@ import (
 type Package struct {
 	Module string // folder of its go.mod
 	Dir    string
+	Tests  []string // of the tag alone: make test runs the others
 	binary string
 }
 
@@ -43,7 +48,7 @@ func (p Package) Name(root string) string {
 func Find(modules []string, tag string) ([]Package, error) {
 	var found []Package
 	for _, m := range modules {
-		dirs := map[string]bool{}
+		dirs := map[string][]string{}
 		err := filepath.WalkDir(m, func(path string, d fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -60,27 +65,44 @@ func Find(modules []string, tag string) ([]Package, error) {
 				}
 				return nil
 			}
-			if !strings.HasSuffix(path, "_test.go") || dirs[filepath.Dir(path)] {
+			if !strings.HasSuffix(path, "_test.go") {
 				return nil
 			}
 			b, err := os.ReadFile(path)
 			if err != nil {
 				return err
 			}
-			if needs(b, tag) {
-				dirs[filepath.Dir(path)] = true
+			if !needs(b, tag) {
+				return nil
 			}
-			return nil
+			tests, err := testsOf(path, b)
+			dirs[filepath.Dir(path)] = append(dirs[filepath.Dir(path)], tests...)
+			return err
 		})
 		if err != nil {
 			return nil, err
 		}
-		for d := range dirs {
-			found = append(found, Package{Module: m, Dir: d})
+		for d, tests := range dirs {
+			found = append(found, Package{Module: m, Dir: d, Tests: tests})
 		}
 	}
 	sort.Slice(found, func(i, j int) bool { return found[i].Dir < found[j].Dir })
 	return found, nil
+}
+
+// testsOf names the tests of a file.
+func testsOf(path string, src []byte) ([]string, error) {
+	f, err := parser.ParseFile(token.NewFileSet(), path, src, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, d := range f.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") && fn.Name.Name != "TestMain" {
+			all = append(all, fn.Name.Name)
+		}
+	}
+	return all, nil
 }
 
 // needs says whether a file is compiled with tag only.
@@ -139,17 +161,19 @@ type Test struct {
 	Name   string   `json:"name"`
 	Dir    string   `json:"dir"`
 	Binary string   `json:"binary"`
+	Run    string   `json:"run,omitempty"` // -run, where the plan has none
 	Args   []string `json:"args,omitempty"`
 	// Names are the tests that must run; these are shown and counted, not what
 	// they consist of. Without any, tests without subtests are.
 	Names []string `json:"names,omitempty"`
 }
 
-// NewPlan lists compiled packages.
+// NewPlan lists compiled packages with the tests of the tag, of which run is a
+// choice; it may also name others of those packages.
 func NewPlan(root string, pkgs []Package, run string, timeout time.Duration) Plan {
 	p := Plan{Root: root, Run: run, Timeout: timeout}
 	for _, k := range pkgs {
-		p.Tests = append(p.Tests, Test{Name: k.Name(root), Dir: k.Dir, Binary: k.binary})
+		p.Tests = append(p.Tests, Test{Name: k.Name(root), Dir: k.Dir, Binary: k.binary, Run: "^(" + strings.Join(k.Tests, "|") + ")$"})
 	}
 	return p
 }
@@ -188,8 +212,8 @@ func (p Plan) Execute(ctx context.Context, w io.Writer) (Count, error) {
 
 func (p Plan) one(ctx context.Context, t Test, w io.Writer) (Count, error) {
 	args := []string{"-test.v=test2json", "-test.timeout=" + p.Timeout.String()}
-	if p.Run != "" {
-		args = append(args, "-test.run="+p.Run)
+	if run := cmp.Or(p.Run, t.Run); run != "" {
+		args = append(args, "-test.run="+run)
 	}
 	args = append(args, t.Args...)
 	cmd := exec.CommandContext(ctx, "go", append([]string{"tool", "test2json", "-t", t.Binary}, args...)...)

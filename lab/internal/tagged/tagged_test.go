@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ func tests(t *testing.T) string {
 		"go.mod":             "module example.com/tests\n\ngo 1.26\n",
 		"a/a_test.go":        "//go:build e2e\n\npackage a\nimport \"testing\"\nfunc TestGood(t *testing.T) { t.Run(\"one/two\", func(t *testing.T) {}); t.Run(\"three\", func(t *testing.T) {}) }\nfunc TestSkip(t *testing.T) { t.Skip(\"needs a moon\") }\n",
 		"b/b_test.go":        "//go:build e2e\n\npackage b\nimport \"testing\"\nfunc TestBad(t *testing.T) { t.Error(\"broken thing\") }\n",
+		"a/unit_test.go":     "package a\nimport \"testing\"\nfunc TestUnit(t *testing.T) { t.Error(\"make test runs me\") }\n",
 		"c/c_test.go":        "package c\nimport \"testing\"\nfunc TestUnit(t *testing.T) {}\n",
 		"sub/go.mod":         "module example.com/sub\n",
 		"sub/s_test.go":      "//go:build e2e\n\npackage sub\n",
@@ -67,6 +69,9 @@ func TestFindLeavesOtherModulesAndUnitTests(t *testing.T) {
 	}
 	if want := "./a ./b"; strings.Join(got, " ") != want {
 		t.Errorf("found %v, want %s", got, want)
+	}
+	if want := []string{"TestGood", "TestSkip"}; !slices.Equal(pkgs[0].Tests, want) {
+		t.Errorf("tests of ./a: %v, want %v", pkgs[0].Tests, want)
 	}
 }
 
