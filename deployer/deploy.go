@@ -363,6 +363,13 @@ func (r *run) bringBack(ctx context.Context, state State, id, why string) (Outco
 		r.cleanup(ctx, rel, nil) // an earlier run may have died on its way elsewhere
 		return Outcome{Release: rel, Changes: changes, Timers: timers, NoChange: true, Verified: true, Warnings: r.warnings}, nil
 	}
+	if id != state.Head.Live && !state.Head.warm(id, r.o.Now()) {
+		text := id + " is not kept warm: its pods are started before traffic moves"
+		if r.o.SkipCapacity {
+			text = id + " is not kept warm: its pods start while traffic moves"
+		}
+		r.say(Event{Step: StepStage, Text: text})
+	}
 	if _, err := r.stage(ctx, specs, changes, state); err != nil {
 		return Outcome{}, r.unstage(ctx, state, changes, err)
 	}

@@ -190,6 +190,8 @@ func (e *Failed) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "deploy %s: %s: %v", e.Scope, e.Step, e.Err)
 	switch {
+	case errors.Is(e.Restore, ErrFenced):
+		b.WriteString("; what becomes of it is the other run's business")
 	case e.Restore != nil:
 		fmt.Fprintf(&b, "; restoring was not finished (%v), the next run finishes it", e.Restore)
 	case e.Serving == "":

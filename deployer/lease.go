@@ -140,6 +140,9 @@ func (l *lease) update(ctx context.Context, change func(*Head)) error {
 			continue
 		}
 		if seen.Epoch != l.head.Epoch {
+			if seen.Holder == "" { // it is done already
+				return fmt.Errorf("deployer: write head of %s: %w", l.scope, ErrFenced)
+			}
 			return fmt.Errorf("deployer: write head of %s: %w (%s)", l.scope, ErrFenced, seen.Holder)
 		}
 		l.head = seen

@@ -174,6 +174,11 @@ func (h Head) cold(now time.Time) bool {
 	return h.Rollout == nil && !h.Warm.IsZero() && now.After(h.Warm)
 }
 
+// warm reports whether the release's instances are kept ready.
+func (h Head) warm(id string, now time.Time) bool {
+	return id == h.Previous && now.Before(h.Warm)
+}
+
 // cool gives back what is due. The Head is written last, so that whoever
 // finds it half done does it again.
 func (r *run) cool(ctx context.Context) (bool, error) {

@@ -48,7 +48,7 @@ func CanRollback(ctx context.Context, t Target, scope Scope, s State, now time.T
 	switch {
 	case len(gone) > 0:
 		r.Why = strings.Join(gone, ", ") + " will be made again from the record, which needs the image and a start"
-	case now.Before(s.Head.Warm):
+	case s.Head.warm(r.To, now):
 		r.Ready, r.Warm = true, true
 	default:
 		r.Ready, r.Why = true, "its pods are started first"

@@ -104,6 +104,42 @@ func TestRoomBeforeWeight(t *testing.T) {
 	}
 }
 
+// A rollback says before anything that it has to start pods, once the release
+// that it returns to is no longer kept warm; before that there is nothing to
+// say.
+func TestLateRollbackSaysSo(t *testing.T) {
+	for name, tc := range map[string]struct {
+		after time.Duration
+		now   bool
+		want  string
+	}{
+		"warm":      {time.Minute, false, ""},
+		"cold":      {11 * time.Minute, false, "r1 is not kept warm: its pods are started before traffic moves"},
+		"cold, now": {11 * time.Minute, true, "r1 is not kept warm: its pods start while traffic moves"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &deployertest.Cluster{}
+				deploy(t, c, plan(1, unit("a", "a1")))
+				deploy(t, c, plan(2, unit("a", "a2")))
+				time.Sleep(tc.after)
+				var said []string
+				o := deployer.Options{SkipCapacity: tc.now, Progress: func(e deployer.Event) {
+					if strings.Contains(e.Text, "kept warm") {
+						said = append(said, e.Text)
+					}
+				}}
+				if _, err := deployer.Rollback(t.Context(), c, scope, "", o); err != nil {
+					t.Fatal(err)
+				}
+				if got := strings.Join(said, "; "); got != tc.want {
+					t.Errorf("it says %q, want %q", got, tc.want)
+				}
+			})
+		})
+	}
+}
+
 // No room: nothing moves, the old release serves.
 func TestNoRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

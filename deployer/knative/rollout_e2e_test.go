@@ -76,23 +76,23 @@ func TestCanaryAndRollbackUnderLoad(t *testing.T) {
 }
 
 // Once a release is no longer kept warm, a rollback says that it starts the
-// pods its traffic needs, and moves no request before they are ready.
+// pods that its traffic needs, and moves no request before they are ready.
 func TestRollbackBeyondKeepWarm(t *testing.T) {
 	t.Parallel() // it waits more than it does
 	c := lab(t)
 	one := image(t, "one")
 	ns := c.namespace(t)
 	k, scope := target(t, c), scopeIn(ns)
-	three := func(n int) deployer.Spec {
+	least := func(n int) deployer.Spec {
 		u := round(unit("main", one), n)
-		u.CPU, u.MinScale, u.MaxScale = "20m", 3, 6
+		u.CPU, u.MinScale, u.MaxScale = "20m", n, 6
 		return u
 	}
-	first, err := deploy(t, k, scope, 1, three(1))
+	first, err := deploy(t, k, scope, 1, least(0))
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := deploy(t, k, scope, 2, three(2))
+	second, err := deploy(t, k, scope, 2, least(3))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,13 +122,13 @@ func TestRollbackBeyondKeepWarm(t *testing.T) {
 	stop := load(t, url, 200)
 	start := time.Now()
 	o := quick()
-	var said []string
+	var said []string // of the capacity
 	o.Progress = func(e deployer.Event) { // of one unit, in order
 		t.Logf("%5.1fs %s: %s", time.Since(start).Seconds(), e.Step, e.Text)
-		switch e.Step {
-		case deployer.StepScale:
+		switch {
+		case e.Step == deployer.StepScale, strings.Contains(e.Text, "kept warm"):
 			said = append(said, e.Text)
-		case deployer.StepTraffic:
+		case e.Step == deployer.StepTraffic:
 			if n, err := k.Instances(t.Context(), scope, "app-main", cold); err != nil || n < 3 {
 				t.Errorf("traffic moves to %d instances, %v; want 3", n, err)
 			}
@@ -143,8 +143,9 @@ func TestRollbackBeyondKeepWarm(t *testing.T) {
 	all := stop()
 	all.unbroken(t)
 	t.Logf("the command took %s", took.Round(10*time.Millisecond))
-	if len(said) < 2 || !strings.HasSuffix(said[0], "of 3 instances are ready for the traffic") || !strings.HasPrefix(said[0], "waiting: ") || said[len(said)-1] != "3 instances are ready for the traffic" {
-		t.Errorf("it said %q; want that it waits for 3 instances, and that they are ready", said)
+	if n := len(said); n < 3 || said[0] != "r1 is not kept warm: its pods are started before traffic moves" ||
+		!strings.HasPrefix(said[1], "waiting: ") || !strings.HasSuffix(said[1], " of 3 instances are ready for the traffic") || said[n-1] != "3 instances are ready for the traffic" {
+		t.Errorf("it said %q; want that it starts pods, waits for 3 instances, and has them", said)
 	}
 	c.unharmed(t, k, scope, back.Release)
 }
