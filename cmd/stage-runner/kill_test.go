@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,14 +27,18 @@ const asProgram = "STAGE_RUNNER_TEST_PROGRAM"
 // makes the next wait until the lock has run out.
 const kills = 4
 
-// moment is when a signal is sent: once so many lines were written, or after a
-// time; with neither, never.
+// moment is when a signal is sent: once so many lines were written, after a
+// time, or at the line that says something; with none of these, never.
 type moment struct {
 	line  int // negative: does not count
 	after time.Duration
+	says  string
 }
 
 func (m moment) String() string {
+	if m.says != "" {
+		return m.says
+	}
 	if m.line >= 0 {
 		return fmt.Sprintf("line %d", m.line)
 	}
@@ -132,7 +137,7 @@ func (l *lab) program(t *testing.T, tmp, stage string, at moment, signal syscall
 	t.Helper()
 	j := devenv.Job{
 		Dir: l.dir, Environment: "test", ProjectID: 42, ProjectPath: "team/shop", Commit: "c0ffee00c0ffee00", Branch: "main",
-		IID: max(l.iid, 1), Created: time.Now(), Platform: l.platform.Dir, Extra: []string{"TMPDIR=" + tmp, asProgram + "=1"},
+		IID: max(l.iid, 1), Created: time.Now(), Platform: l.platform.Dir, Extra: append(slices.Clone(l.environ), "TMPDIR="+tmp, asProgram+"=1"),
 	}
 	cmd := exec.Command(os.Args[0], "run", stage)
 	cmd.Env, cmd.Dir = j.Environ(), l.dir
@@ -154,7 +159,11 @@ func (l *lab) program(t *testing.T, tmp, stage string, at moment, signal syscall
 		if n == at.line {
 			_ = cmd.Process.Signal(signal)
 		}
-		if _, err := lines.ReadString('\n'); err != nil {
+		line, err := lines.ReadString('\n')
+		if at.says != "" && strings.Contains(line, at.says) {
+			_ = cmd.Process.Signal(signal)
+		}
+		if err != nil {
 			break
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -38,6 +39,7 @@ type lab struct {
 	started  devtest.Lab
 	dir      string // the work tree
 	iid      int64
+	environ  []string // of every job, beside GitLab's
 }
 
 const shop = `version: 1
@@ -50,7 +52,12 @@ functions:
 // newLab starts the embedded services.
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	l := &lab{t: t, dir: t.TempDir(), started: devtest.Start(t)}
+	return labOf(t, devtest.Start(t))
+}
+
+func labOf(t *testing.T, started devtest.Lab) *lab {
+	t.Helper()
+	l := &lab{t: t, dir: t.TempDir(), started: started}
 	l.services, l.platform = l.started.Services, l.started.Platform
 	l.write(map[string]string{
 		"faas.yml": shop,
@@ -95,7 +102,7 @@ func (l *lab) runCtx(ctx context.Context, stage string, extra ...string) outcome
 	l.t.Helper()
 	j := devenv.Job{
 		Dir: l.dir, Environment: "test", ProjectID: 42, ProjectPath: "team/shop", Commit: "c0ffee00c0ffee00", Branch: "main",
-		IID: max(l.iid, 1), Created: time.Now(), Platform: l.platform.Dir, Extra: extra,
+		IID: max(l.iid, 1), Created: time.Now(), Platform: l.platform.Dir, Extra: slices.Concat(l.environ, extra),
 	}
 	var stdout, log bytes.Buffer
 	o := outcome{code: run(ctx, []string{"stage-runner", "run", stage}, j.Environ(), &stdout, &log)}

@@ -2,6 +2,7 @@ package devenv
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,8 @@ type Lab struct {
 	Registry   string `json:"registry"` // host:port, plain HTTP
 	Ingress    string `json:"ingress"`  // host:port
 	Domain     string `json:"domain"`
+	// Namespace is where functions go; empty: default.
+	Namespace string `json:"-"`
 }
 
 // ErrNoLab says that no lab is up.
@@ -53,7 +56,8 @@ func FindLab(ctx context.Context, bin string) (Lab, error) {
 
 // ClustersFile is a clusters.yml whose only cluster is the lab.
 func (l Lab) ClustersFile(environments ...string) string {
-	text := fmt.Sprintf("version: 1\nclusters:\n  lab:\n    kind: knative\n    domain: %s\n    ingress: %s\n    registry: %s\n    namespace: default\nenvironments:\n", l.Domain, l.Ingress, l.Registry)
+	text := fmt.Sprintf("version: 1\nclusters:\n  lab:\n    kind: knative\n    domain: %s\n    ingress: %s\n    registry: %s\n    namespace: %s\nenvironments:\n",
+		l.Domain, l.Ingress, l.Registry, cmp.Or(l.Namespace, "default"))
 	for _, e := range environments {
 		text += "  " + e + ": {cluster: lab}\n"
 	}

@@ -21,12 +21,21 @@ type Lab struct {
 	Platform *devenv.Platform
 	// Images are the base images in the registry, by runtime.
 	Images map[string]bundle.Images
+
+	clusters func(environments ...string) string
 }
 
 // Start starts the embedded services until the test ends, with the images of
 // the runtimes, nodejs18 where none is named. Without base images it skips:
 // they are made by `make images`.
 func Start(t testing.TB, runtimes ...string) Lab {
+	t.Helper()
+	return start(t, nil, runtimes)
+}
+
+// start is Start with the images and functions in the cluster; nil: on this
+// machine.
+func start(t testing.TB, cluster *Cluster, runtimes []string) Lab {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: starts the embedded services and builds images")
@@ -48,6 +57,10 @@ func Start(t testing.TB, runtimes ...string) Lab {
 			t.Error(err)
 		}
 	})
+	l.clusters = l.Services.ClustersFile
+	if cluster != nil {
+		l.Services.Registry, l.clusters = cluster.Registry, cluster.ClustersFile
+	}
 	l.Images, err = l.Services.PushBaseImages(t.Context(), filepath.Join(cache, "kuroko"), runtimes...)
 	if errors.Is(err, debian.ErrNotBuilt) {
 		t.Skip("base images are missing; make images makes them: ", err)
@@ -62,10 +75,11 @@ func Start(t testing.TB, runtimes ...string) Lab {
 }
 
 // Publish makes a bundle current, version 1 where r says none, with the
-// embedded services as the cluster of the environments. It returns the digest.
+// embedded services, or the [Cluster], as the cluster of the environments. It
+// returns the digest.
 func (l Lab) Publish(t testing.TB, r devenv.Release, environments ...string) string {
 	t.Helper()
-	files := map[string]string{"platform/clusters.yml": l.Services.ClustersFile(environments...)}
+	files := map[string]string{"platform/clusters.yml": l.clusters(environments...)}
 	for n, text := range r.Files {
 		files[n] = text
 	}
