@@ -122,7 +122,7 @@ func TestRollbackBeyondKeepWarm(t *testing.T) {
 	stop := load(t, url, 200)
 	start := time.Now()
 	o := quick()
-	var said []string // of the capacity
+	var said []string                     // of the capacity
 	o.Progress = func(e deployer.Event) { // of one unit, in order
 		t.Logf("%5.1fs %s: %s", time.Since(start).Seconds(), e.Step, e.Text)
 		switch {
