@@ -281,7 +281,7 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 			// A release for every pipeline that changes nothing would push the
 			// one that a rollback means out of reach. The pipeline is noted as
 			// one under which this release was live.
-			if err := r.confirm(ctx, *state.Live, p.Pipeline); err != nil {
+			if err := r.confirm(ctx, *state.Live, p); err != nil {
 				return Outcome{}, fmt.Errorf("deployer: note pipeline %d at %s: %w", p.Pipeline, state.Live.ID, err)
 			}
 		}
@@ -297,7 +297,7 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 	}
 	rel := Release{
 		Scope: p.Scope, Created: r.o.Now().UTC(), Commit: p.Commit, Pipeline: p.Pipeline, Bundle: p.Bundle,
-		CreatedBy: p.CreatedBy, Units: units, Timers: p.Timers, Policy: p.Policy, Previous: state.Head.Live,
+		CreatedBy: p.CreatedBy, Units: units, Timers: p.Timers, Policy: p.Policy, Previous: state.Head.Live, Services: p.Services,
 	}
 	intent := Rollout{OnDeath: OnDeathRestore}
 	if open != nil {
@@ -316,11 +316,11 @@ func (r *run) deploy(ctx context.Context, p Plan) (Outcome, error) {
 }
 
 // confirm notes that the live release is also what a newer pipeline asks for.
-func (r *run) confirm(ctx context.Context, live Release, pipeline int64) error {
+func (r *run) confirm(ctx context.Context, live Release, p Plan) error {
 	at := r.o.Now().UTC()
 	return r.lease.update(ctx, func(h *Head) {
-		h.Pipeline = max(h.Pipeline, pipeline)
-		h.remember(WasLive{Release: live.ID, Pipeline: pipeline, At: at})
+		h.Pipeline, h.Services = max(h.Pipeline, p.Pipeline), p.Services
+		h.remember(WasLive{Release: live.ID, Pipeline: p.Pipeline, At: at})
 	})
 }
 

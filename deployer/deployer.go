@@ -145,6 +145,7 @@ type Release struct {
 	Policy    Policy    `json:"policy,omitzero"`    // how it came, or was to come, live
 	Previous  string    `json:"previous,omitempty"` // release it replaced
 	CreatedBy string    `json:"createdBy,omitempty"`
+	Services  []string  `json:"services,omitempty"` // as in [Plan]
 }
 
 // Live is one unit of a Release: which revision serves, and its whole Spec,
@@ -188,6 +189,9 @@ type Head struct {
 	// [TombstoneAll] stands for all of the scope. A sweep writes them first and
 	// removes later. The map is never changed in place.
 	Tombstones map[string]Tombstone `json:"tombstones,omitempty"`
+	// Services are as the last deploy's [Plan] had them. Another service of the
+	// project that is not among them was renamed or removed.
+	Services []string `json:"services,omitempty"`
 	// Pipeline is the highest IID that was ever made live. An older pipeline
 	// never overwrites it.
 	Pipeline int64 `json:"pipeline,omitempty"`

@@ -25,6 +25,9 @@ type Plan struct {
 	CreatedBy string  `json:"createdBy,omitempty"`
 	// Policy is how traffic moves.
 	Policy Policy `json:"policy,omitzero"`
+	// Services are all services that the repository holds at this commit, this
+	// one included; nil where the caller does not know.
+	Services []string `json:"services,omitempty"`
 	// Inputs says by service what each unit was made of: names and sums that
 	// the caller understands. The release carries them, so that a later plan
 	// can say what changed; no revision depends on them.

@@ -138,6 +138,7 @@ func (r *run) golive(ctx context.Context, rel Release, intent Rollout) error {
 		if intent.OnDeath == OnDeathRestore {
 			h.Staged = "" // a rollback leaves what waits
 		}
+		h.Services = rel.Services
 		h.Warm = at.Add(max(rel.Policy.warm(), floorTime))
 		h.Pipeline = max(h.Pipeline, rel.Pipeline)
 		h.Seq = max(h.Seq, seqOf(rel.ID))

@@ -366,9 +366,10 @@ func (s *Sweeper) tidyLive(r *run, svc Service, u Live, needed map[string]bool, 
 }
 
 // successor says which other service has taken this one's place; empty:
-// none has. A repository has one service in an environment: when the same
-// project first deployed another name there after this one's last deploy, it
-// was renamed.
+// none has. When the same project first deployed another name to the
+// environment after this one's last deploy, and its repository has this one's
+// name no more, it was renamed. A repository whose services nobody has counted
+// says nothing.
 func successor(scope Scope, h Head, all []Recorded) string {
 	if h.Live == "" || len(h.History) == 0 {
 		return ""
@@ -377,6 +378,9 @@ func successor(scope Scope, h Head, all []Recorded) string {
 	for _, other := range all {
 		o := other.Scope
 		if o.Owner != scope.Owner || o.Environment != scope.Environment || o.Service == scope.Service {
+			continue
+		}
+		if in := other.Head.Services; len(in) == 0 || slices.Contains(in, scope.Service) {
 			continue
 		}
 		if first := other.Head.History; other.Head.Live != "" && len(first) > 0 && first[0].At.After(last) {

@@ -265,6 +265,7 @@ func TestSweepRename(t *testing.T) {
 		other := func(change func(*deployer.Scope)) {
 			p := plan(3, unit("main", "aa"))
 			change(&p.Scope)
+			p.Services = []string{p.Scope.Service}
 			p.Units[0].Name = p.Scope.Service + "-main"
 			deploy(t, c, p)
 		}
@@ -298,6 +299,50 @@ func TestSweepRename(t *testing.T) {
 		}
 		if _, err := deployer.Rollback(t.Context(), c, scope, "r3", deployer.Options{}); err != nil {
 			t.Errorf("back from the record: %v", err)
+		}
+	})
+}
+
+// Of a repository with several services none is taken for another's old name,
+// however seldom it is deployed; one whose file is gone is.
+func TestSweepMonorepo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := prepared(t, history)
+		market := func(pipeline int64, services ...string) {
+			p := plan(pipeline, unit("main", "aa"))
+			p.Scope.Service, p.Scope.Namespace, p.Services = "market", "market-prod", services
+			p.Units[0].Name = "market-main"
+			deploy(t, c, p)
+		}
+		s := deployer.NewSweeper(c, deployer.SweepOptions{})
+		stone := func() bool {
+			t.Helper()
+			time.Sleep(80 * time.Hour)
+			sweepOnce(t, c, s, scope) // what was kept warm
+			sweepOnce(t, c, s, scope)
+			h, err := c.Head(t.Context(), scope)
+			if err != nil || h.Live != "r2" {
+				t.Fatalf("head %+v, %v; want r2 live", h, err)
+			}
+			_, marked := h.Tombstones[deployer.TombstoneAll]
+			return marked
+		}
+		time.Sleep(time.Minute)
+		market(3) // by a runner that does not count
+		if stone() {
+			t.Error("marked on the word of a deploy that says nothing of others")
+		}
+		market(4, "market", scope.Service)
+		if stone() {
+			t.Error("marked beside another service of its repository")
+		}
+		market(5, "market")
+		if !stone() {
+			t.Error("not marked when its repository has it no more")
+		}
+		market(6, "market", scope.Service)
+		if stone() {
+			t.Error("the tombstone stays though it is there again")
 		}
 	})
 }

@@ -110,6 +110,8 @@ type DeployInput struct {
 	// Now is when the plan is made, for the next times of timers; the zero time
 	// leaves them out.
 	Now time.Time
+	// Services are as in [deployer.Plan].
+	Services []string
 }
 
 // PlanDeploy translates the project into what should run, and compares.
@@ -117,7 +119,7 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 	plan := DeployPlan{Version: 1, Observed: ObservedNone, Deploy: deployer.Plan{
 		Scope:  in.Scope,
 		Commit: in.Job.Commit.SHA, Pipeline: in.Job.Pipeline.IID, Bundle: in.Bundle,
-		CreatedBy: in.Job.URL, Policy: policyOf(in.Project), Inputs: map[string]map[string]string{},
+		CreatedBy: in.Job.URL, Policy: policyOf(in.Project), Services: in.Services, Inputs: map[string]map[string]string{},
 	}}
 	state := deployer.State{}
 	if in.Observed != nil {

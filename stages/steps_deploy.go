@@ -54,7 +54,7 @@ func planDeploy(ctx context.Context, s *state) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	in := DeployInput{Job: s.Job, Scope: scope, Project: p, Bundle: s.Bundle.Digest, Build: *plan, Images: images, Now: s.now()}
+	in := DeployInput{Job: s.Job, Scope: scope, Project: p, Bundle: s.Bundle.Digest, Build: *plan, Images: images, Now: s.now(), Services: services(ctx, s.Job.Dir, p.Service.Name)}
 	state, err := deployer.Observe(ctx, t, scope)
 	if err != nil {
 		return "", err
