@@ -28,14 +28,14 @@ const bigEnoughToAsk = 4 << 20
 
 // build is one image on its way.
 type build struct {
-	e       *Layers
-	s       *registry.Session
-	req     Request
-	force   bool // believe no memo about what the repository holds
-	up      *errgroup.Group
-	upCtx   context.Context
-	sandbox string
-	beside  []Referrer
+	e      *Layers
+	s      *registry.Session
+	req    Request
+	force  bool // believe no memo about what the repository holds
+	up     *errgroup.Group
+	upCtx  context.Context
+	ran    Ran // an installer, if any
+	beside []Referrer
 
 	mu       sync.Mutex
 	warnings []string
@@ -173,7 +173,7 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		}
 		return Image{}, err
 	}
-	image := Image{Ref: req.Repository.Digest(sumOf(manifest).String()), Sandbox: b.sandbox, Referrers: b.beside, Warnings: b.warnings}
+	image := Image{Ref: req.Repository.Digest(sumOf(manifest).String()), Sandbox: b.ran.Sandbox, BuildImage: b.ran.Image, Unboxed: b.ran.Why, Referrers: b.beside, Warnings: b.warnings}
 	for i, l := range base.manifest.Layers {
 		image.Layers = append(image.Layers, Layer{Title: "base", Digest: l.Digest.String(), Size: l.Size, Reused: baseReused[i].reused, Took: baseReused[i].took})
 	}

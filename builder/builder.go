@@ -99,6 +99,10 @@ type Dependencies struct {
 	Prefix string
 	// ABI is the base image's label, which Python's wheels are chosen by.
 	ABI string
+	// Build is the build image that installers run in; without one they run in
+	// the job container. It is part of the layer's key: what is compiled in it
+	// fits it.
+	Build name.Digest
 	// Registry is the package registry's base URL, from bundle or machine;
 	// never part of a key, because integrity decides the content.
 	Registry string
@@ -134,9 +138,13 @@ type Image struct {
 	// Requests to the registry, and bytes sent to it.
 	Requests int   `json:"requests"`
 	Uploaded int64 `json:"uploaded"`
-	// Sandbox is where foreign commands ran: root, userns, none; empty when
-	// none ran.
-	Sandbox string `json:"sandbox,omitempty"`
+	// Sandbox is where foreign commands ran: of the layer engine's installers
+	// SandboxNamespaces or SandboxNone, of a Dockerfile's instructions root or
+	// userns; empty when none ran. BuildImage is the digest of the image that
+	// was their root, Unboxed why there was none.
+	Sandbox    string `json:"sandbox,omitempty"`
+	BuildImage string `json:"buildImage,omitempty"`
+	Unboxed    string `json:"unboxed,omitempty"`
 	// Referrers are what was stored beside a new image.
 	Referrers []Referrer `json:"referrers,omitempty"`
 	// Warnings are for people: what was left out and why.

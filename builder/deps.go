@@ -81,7 +81,15 @@ type recipe struct {
 	// write makes the layer from the lock file; nil where only the installer
 	// can. install, which may be nil, is for what only an archive tells.
 	write   func(ctx context.Context, w *layer.Writer) error
-	install func(ctx context.Context) (l *layer.Layer, sandbox string, err error)
+	install func(ctx context.Context) (*layer.Layer, error)
+}
+
+// Installs says whether dependencies need the package manager itself, as far
+// as the lock file tells. What can't be read does not.
+func (e *Layers) Installs(d *Dependencies) bool {
+	b := &build{e: e, req: Request{Dependencies: d}}
+	r, err := b.recipe()
+	return err == nil && !r.empty && r.write == nil
 }
 
 // recipe reads the lock file.
@@ -103,7 +111,7 @@ func (b *build) recipe() (recipe, error) {
 	if err == nil {
 		plan, err = parsed.Plan(b.e.npmPlatform())
 	}
-	r := recipe{install: func(ctx context.Context) (*layer.Layer, string, error) { return install(ctx, b.e.o, d, manifest, lock) }}
+	r := recipe{install: func(ctx context.Context) (*layer.Layer, error) { return b.npmInstall(ctx, manifest, lock) }}
 	switch {
 	case errors.Is(err, npm.ErrNeedsInstaller):
 		// npm reads more than the plan: all of both files takes part.
@@ -146,11 +154,11 @@ func (e *Layers) pipPlan(d *Dependencies, lock []byte) (pip.Plan, error) {
 	return f.Plan(platform)
 }
 
-// depsKey is the key of a dependency layer: what is installed, for what, how
-// it is written.
+// depsKey is the key of a dependency layer: what is installed, for what base,
+// in which build image, how it is written.
 func (b *build) depsKey(parts ...string) string {
 	return new(Keyer).Add(depsVersion, layer.Gzip.ID(), b.e.o.Platform.String(), b.req.Base.DigestStr(),
-		strings.Trim(b.req.Dependencies.Prefix, "/")).Add(parts...).Sum()
+		b.req.Dependencies.Build.DigestStr(), strings.Trim(b.req.Dependencies.Prefix, "/")).Add(parts...).Sum()
 }
 
 func readInput(fsys fs.FS, file string) ([]byte, error) {
@@ -271,9 +279,7 @@ func (b *build) makeDeps(ctx context.Context, r recipe) (*layer.Layer, error) {
 			return nil, err
 		}
 	}
-	l, sandbox, err := r.install(ctx)
-	b.sandbox = sandbox
-	return l, err
+	return r.install(ctx)
 }
 
 // The annotations of a dependency image's only layer.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/builder/registry"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
 // Options are a layer engine's settings. The zero value works: anonymous,
@@ -59,11 +60,21 @@ type Options struct {
 	// Authorize adds credentials to requests to the package registries and
 	// indexes; it is asked for their own hosts alone.
 	Authorize func(*http.Request)
-	// Install runs the real package manager for lock files that need it; nil
-	// means npm of this machine, in a sandbox where there is one: the program's
-	// main then begins with internal/sandbox.Main. It gets the registry's
-	// address and none of its credentials.
-	Install Installer
+	// TreeDir keeps unpacked build images, which commands run in; like CacheDir
+	// it is for jobs that trust each other. "" unpacks for each command.
+	TreeDir string
+	// TreeBytes is about how much stays in TreeDir: what was not used for
+	// longest goes first. 0 means [DefaultTreeBytes].
+	TreeBytes int64
+	// Mode of the sandbox that commands run in; "" is the best there is.
+	Mode sandbox.Mode
+	// Env is what commands see of the machine's environment: proxies, SSL_CERT_FILE
+	// and SSL_CERT_DIR, which are shown to them; in the job container also PATH
+	// and LANG. nil means PATH alone.
+	Env []string
+	// Install runs a package manager's command for lock files that need one;
+	// nil means [Layers.Run].
+	Install func(ctx context.Context, c Command) (Ran, error)
 	// Signer signs what lies beside an image; nil leaves it unsigned. With a
 	// signer, a registry that does not take the documents is an error.
 	Signer *attest.Signer
@@ -78,14 +89,6 @@ type Options struct {
 	Trust time.Duration
 	// Now is the clock; default time.Now.
 	Now func() time.Time
-}
-
-// Installer installs the packages of a lock file into dir, which holds
-// package.json and package-lock.json and gets node_modules.
-type Installer interface {
-	// Install returns where foreign code ran: root, userns or none. A failing
-	// installation is an [*InputError].
-	Install(ctx context.Context, dir, registry string) (sandbox string, err error)
 }
 
 // Layers is the layer engine: base by digest, the request's trees,
@@ -114,14 +117,14 @@ func NewLayers(o Options) (*Layers, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Env == nil {
+		o.Env = []string{"PATH=" + os.Getenv("PATH")}
+	}
 	if o.Transport == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.MaxIdleConnsPerHost = 16
 		t.DisableCompression = true
 		o.Transport = t
-	}
-	if o.Install == nil {
-		o.Install = hostNPM{temp: o.TempDir}
 	}
 	for _, dir := range []string{o.CacheDir, o.NPMCache, o.PipCache} {
 		if dir == "" {
@@ -131,13 +134,17 @@ func NewLayers(o Options) (*Layers, error) {
 			return nil, fmt.Errorf("builder: make the cache folder: %w", err)
 		}
 	}
-	return &Layers{
+	e := &Layers{
 		o: o,
 		reg: registry.New(registry.Options{Keychain: o.Keychain, Transport: o.Transport, Attempts: o.Attempts, Delay: o.Delay,
 			Now: o.Now, UserAgent: "kuroko"}),
 		npm:  &http.Client{Transport: o.Transport},
 		memo: newMemo(o.CacheDir, o.Trust, o.Now),
-	}, nil
+	}
+	if o.Install == nil {
+		e.o.Install = e.Run
+	}
+	return e, nil
 }
 
 // Find looks for the image of an input key: one request. A Build of the same

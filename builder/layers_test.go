@@ -415,19 +415,20 @@ type fake struct {
 	err error
 }
 
-func (f *fake) Install(ctx context.Context, dir, registry string) (string, error) {
+func (f *fake) install(ctx context.Context, c builder.Command) (builder.Ran, error) {
 	f.ran++
+	none := builder.Ran{Sandbox: builder.SandboxNone}
 	for _, file := range []string{"package.json", "package-lock.json"} {
-		if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
-			return "none", err
+		if _, err := os.Stat(filepath.Join(c.Dir, file)); err != nil {
+			return none, err
 		}
 	}
-	mods := filepath.Join(dir, "node_modules")
+	mods := filepath.Join(c.Dir, "node_modules")
 	err := errors.Join(os.MkdirAll(filepath.Join(mods, "native", "build"), 0o755), os.MkdirAll(filepath.Join(mods, ".bin"), 0o755),
 		os.WriteFile(filepath.Join(mods, "native", "build", "addon.node"), []byte("compiled"), 0o644),
-		os.WriteFile(filepath.Join(mods, ".package-lock.json"), []byte(registry), 0o644),
+		os.WriteFile(filepath.Join(mods, ".package-lock.json"), []byte(strings.Join(c.Argv, " ")), 0o644),
 		os.Symlink("../native/build/addon.node", filepath.Join(mods, ".bin", "native")))
-	return "none", errors.Join(err, f.err)
+	return none, errors.Join(err, f.err)
 }
 
 func TestInstallerRunsWhereItIsNeeded(t *testing.T) {
@@ -438,7 +439,7 @@ func TestInstallerRunsWhereItIsNeeded(t *testing.T) {
 	for title, manifest := range map[string]string{"the lock file says so": native, "the archive says so": `{"dependencies":{"hidden":"1.0.0"}}`} {
 		t.Run(title, func(t *testing.T) {
 			f := &fake{}
-			e := engine(t, builder.Options{Install: f})
+			e := engine(t, builder.Options{Install: f.install})
 			for i, key := range []string{"k1", "k2"} {
 				req := w.request(t, key+title[:8], "one"+key)
 				req.Dependencies.FS = fstest.MapFS{"package.json": {Data: []byte(manifest)}, "package-lock.json": {Data: []byte(w.npm.Lock(manifest))}}
@@ -465,7 +466,7 @@ func TestInstallerRunsWhereItIsNeeded(t *testing.T) {
 	req.Repository = req.Repository.Registry.Repo("other/app")
 	req.Dependencies.FS = fstest.MapFS{"package.json": {Data: []byte(native)}, "package-lock.json": {Data: []byte(w.npm.Lock(native))}}
 	var in *builder.InputError
-	if _, err := engine(t, builder.Options{Install: bad}).Build(t.Context(), req); !errors.As(err, &in) {
+	if _, err := engine(t, builder.Options{Install: bad.install}).Build(t.Context(), req); !errors.As(err, &in) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -84,7 +84,7 @@ func TestRebaseIsARebuild(t *testing.T) {
 
 func TestRebaseRefuses(t *testing.T) {
 	w := newWorld(t)
-	e := engine(t, builder.Options{Install: &fake{}})
+	e := engine(t, builder.Options{Install: (&fake{}).install})
 	plain := mustBuild(t, e, w.request(t, "k1", "one"))
 	native := w.request(t, "k2", "one")
 	native.Layers[0].Title = "adapter"

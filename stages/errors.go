@@ -22,7 +22,13 @@ func explainLeaf(err error) error {
 	var input *builder.InputError
 	var registry *builder.Unavailable
 	var content *bundle.ContentError
+	var tool *builder.MissingTool
 	switch {
+	case errors.As(err, &tool) && tool.Image != "":
+		return &usererr.Error{Code: usererr.CodeBundleContent, Err: err, Next: "ask the platform team for a build image that has it"}
+	case errors.As(err, &tool):
+		return &usererr.Error{Code: usererr.CodeUnable, Err: err, Next: "use a job runner that allows a sandbox (root with CAP_SYS_ADMIN, or user namespaces), or a job image with " + tool.Program +
+			"; images whose packages need no installer, and those built before from equal inputs, work without"}
 	case errors.As(err, &input):
 		return &usererr.Error{Code: usererr.CodeBuildInput, Err: err, Next: input.Next}
 	case errors.Is(err, sandbox.ErrForbidden), errors.Is(err, sandbox.ErrNoOverlay):

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/project"
@@ -116,6 +117,9 @@ type RuntimeFacts struct {
 	Base     string // digest of the base image, without its registry
 	Build    string // digest of the build image
 	Adapter  string // sum of the adapter's tree
+	// Installs says that the project's lock file needs the package manager
+	// itself, which runs in the build image.
+	Installs bool
 	// Layers are the digests of the built-in layers that the bundle has for it.
 	Layers map[string]string
 	// Versions are what people call base, build image and adapter, by the
@@ -133,6 +137,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 	}
 	code := codeOf(in.Project, in.Files)
 	plan.Shared = code.sets.Shared
+	commandBuild := in.Runtimes[commandRuntime(in.Project, "")].Build
 	groups := map[string]*PlannedImage{}
 	var order []string
 	for _, u := range in.Project.Units {
@@ -155,7 +160,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 			img.Lock = lock
 		}
 		sources := code.sources(u)
-		img.Inputs = inputs(u, rt, img, code, sources, in.Layout)
+		img.Inputs = inputs(u, rt, img, code, sources, commandBuild, in.Layout)
 		img.Versions = rt.Versions
 		img.Key = keyOf(img.Inputs)
 		if g, ok := groups[img.Key]; ok {
@@ -351,7 +356,7 @@ func chooseEngine(b project.Build) (engine, why string) {
 
 // inputs lists what decides an image's content, in a fixed order. The names
 // are the words in which a plan explains a change.
-func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources []string, layout string) []Input {
+func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources []string, commandBuild, layout string) []Input {
 	if img.Engine == EngineImage {
 		return []Input{{"builder", sumOf("none", u.Build.Image)}}
 	}
@@ -374,16 +379,28 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 	if b.Base != "" {
 		list = append(list, Input{"build.base", sumOf(b.Base)})
 	}
-	// Build image and command take part only where they run: a project
-	// without a build command is not rebuilt for a new build image.
+	// Build images take part only where they run: the project's, where there is
+	// a command; the runtime's, where a package manager has to install. Others
+	// are not rebuilt for a new build image.
+	var builds []string
+	if rt.Installs && img.Lock != "" && img.Engine == EngineLayer {
+		builds = append(builds, rt.Build)
+	}
+	if b.Command != "" || b.Install != "" {
+		if !slices.Contains(builds, commandBuild) {
+			builds = append(builds, commandBuild)
+		}
+	}
+	if len(builds) > 0 {
+		list = append(list, Input{inputBuildImage, sumOf(builds...)})
+	}
 	if b.Command != "" || b.Install != "" {
 		env := make([]string, 0, len(b.Env))
 		for k, v := range b.Env {
 			env = append(env, k+"\x00"+v)
 		}
 		slices.Sort(env)
-		list = append(list, Input{inputBuildImage, sumOf(rt.Build)},
-			Input{"build command", sumOf(append([]string{b.Install, b.Command, b.Output}, env...)...)})
+		list = append(list, Input{"build command", sumOf(append([]string{b.Install, b.Command, b.Output}, env...)...)})
 	}
 	if b.Builder != "" && b.Builder != "layer" {
 		list = append(list, Input{"builder", sumOf(b.Builder, b.Dockerfile, b.Image)})
@@ -414,6 +431,7 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 var (
 	lockFiles = map[string]string{"node": "package-lock.json", "python": "requirements.txt"}
 	manifests = map[string]string{"node": "package.json"}
+	kinds     = map[string]string{"node": builder.KindNPM, "python": builder.KindPip}
 )
 
 // builtInName is NAME of builtin:NAME.

@@ -87,6 +87,11 @@ func TestBuildPlanKeys(t *testing.T) {
 			r.Build = "sha256:new"
 			in.Runtimes["nodejs18"] = r
 		}, ""},
+		"build image of an installer": {func(in *BuildInput) {
+			r := in.Runtimes["nodejs18"]
+			r.Installs = true
+			in.Runtimes["nodejs18"] = r
+		}, "list quote"},
 		"our layer format": {func(in *BuildInput) { in.Layout = "v2" }, "list quote"},
 		"a renamed file":   {func(in *BuildInput) { in.Files[4].Path = "shared2.js" }, "list quote"},
 	}

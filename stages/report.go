@@ -51,7 +51,10 @@ type ImageResult struct {
 	Reused   bool   `json:"reused"`
 	Requests int    `json:"requests"`
 	Uploaded int64  `json:"uploaded"`
-	Sandbox  string `json:"sandbox,omitempty"`
+	// Sandbox is where foreign commands ran: namespaces, none, or, of a
+	// Dockerfile, root or userns. BuildImage is the digest of their root.
+	Sandbox    string `json:"sandbox,omitempty"`
+	BuildImage string `json:"buildImage,omitempty"`
 	// Referrers are what was stored beside a new image.
 	Referrers []builder.Referrer `json:"referrers,omitempty"`
 }
@@ -79,6 +82,11 @@ type StepReport struct {
 	Why     string  `json:"why,omitempty"`
 	Exit    int     `json:"exit,omitempty"` // of a script or user command
 	Seconds float64 `json:"seconds"`
+	// Sandbox is where the repository's commands ran, namespaces or none, and
+	// BuildImage the digest of the image that was their root; empty where the
+	// step has none.
+	Sandbox    string `json:"sandbox,omitempty"`
+	BuildImage string `json:"buildImage,omitempty"`
 }
 
 // ReportError is the designed error, for programs.

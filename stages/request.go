@@ -100,6 +100,10 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		}
 		return req, nil // its own instructions install what it needs
 	}
+	build, err := s.buildImage(ctx, img.Runtime)
+	if err != nil {
+		return builder.Request{}, err
+	}
 	switch {
 	case rt.Language == "python" && img.Lock == "":
 		return req, otherLock(s.tree)
@@ -109,7 +113,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 			return builder.Request{}, err
 		}
 		req.Dependencies = &builder.Dependencies{
-			Kind: builder.KindPip, FS: s.tree.FS(), Lock: img.Lock, Prefix: "/usr/local", ABI: rt.ABI, Registry: index,
+			Kind: builder.KindPip, FS: s.tree.FS(), Lock: img.Lock, Prefix: "/usr/local", ABI: rt.ABI, Registry: index, Build: build,
 		}
 		return req, nil
 	case rt.Language == "java":
@@ -125,7 +129,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		}
 		req.Dependencies = &builder.Dependencies{
 			Kind: builder.KindNPM, FS: s.tree.FS(), Manifest: manifests["node"], Lock: img.Lock,
-			Prefix: codeDir, Registry: registry,
+			Prefix: codeDir, Registry: registry, Build: build,
 		}
 		return req, nil
 	}

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/run"
@@ -163,6 +164,7 @@ func (r *Runner) step(ctx context.Context, s *state, d Definition, i int, st Ste
 		}
 	}
 	start := r.World.Now()
+	s.ran = builder.Ran{}
 	if err == nil {
 		id := fmt.Sprintf("%s_%d", d.Name, i+1)
 		err = r.Log.Do(ctx, id, title, func(ctx context.Context) error {
@@ -178,6 +180,7 @@ func (r *Runner) step(ctx context.Context, s *state, d Definition, i int, st Ste
 		})
 	}
 	res.Seconds = r.World.Now().Sub(start).Seconds()
+	res.Sandbox, res.BuildImage = s.ran.Sandbox, s.ran.Image
 	if err != nil {
 		res.err, res.Outcome, res.Why = err, "failed", Explain(ctx, err).Error()
 		var exit *run.ExitError
@@ -224,10 +227,6 @@ var inherited = []string{
 	"CI", "GITLAB_CI", "CI_COMMIT_SHA", "CI_COMMIT_BRANCH", "CI_COMMIT_TAG", "CI_PROJECT_ID", "CI_PROJECT_PATH", "CI_PIPELINE_ID", "CI_PIPELINE_IID",
 	"CI_REGISTRY", "CI_REGISTRY_IMAGE", "CI_REGISTRY_USER", "CI_REGISTRY_PASSWORD", "DOCKER_CONFIG",
 }
-
-// commandEnv is what a command of the repository sees: where programs are, and
-// nothing of the job. build.env comes on top.
-var commandInherited = []string{"PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
 
 func pick(environ, names []string) []string {
 	var out []string

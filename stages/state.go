@@ -37,6 +37,10 @@ type World struct {
 	Inspect InspectFunc
 	Rebase  func(ctx context.Context, r builder.Rebase) (builder.Image, error)
 	Verify  func(ctx context.Context, ref name.Reference, keys *attest.Verifier) ([]builder.Verified, error)
+	// Installs says whether dependencies need the package manager itself.
+	Installs func(d *builder.Dependencies) bool
+	// Run runs a command of the repository in a build image.
+	Run func(ctx context.Context, c builder.Command) (builder.Ran, error)
 	// Target opens the deploy target of a site.
 	Target func(ctx context.Context, s bundle.Site) (Target, error)
 	// NPMRegistry finds the package registry that lock files are resolved
@@ -78,6 +82,7 @@ type state struct {
 	awaiting, released string
 	// commandRan: build.command has made what it makes.
 	commandRan bool
+	ran        builder.Ran // where the step's commands of the repository ran
 }
 
 // now is the time by the job's clock; the zero time where it has none.

@@ -166,6 +166,10 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		Project: p, Environment: s.Job.Environment, Commit: s.Job.Commit.SHA, Bundle: s.Bundle.Digest,
 		Repository: repository, Runtimes: map[string]RuntimeFacts{}, Files: files, Layout: s.World.Layout,
 	}
+	used := map[string]bool{}
+	for _, f := range p.Functions {
+		used[f.Runtime] = true
+	}
 	for n, rt := range s.Bundle.Meta.Runtimes {
 		base, err := name.NewDigest(site.Cluster.Image(rt.Base))
 		if err != nil {
@@ -173,9 +177,9 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		}
 		build := ""
 		if rt.Build != "" {
-			ref, err := name.NewDigest(site.Cluster.Image(rt.Build))
+			ref, err := s.buildImage(ctx, n)
 			if err != nil {
-				return BuildPlan{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s.build: %w", n, err)}
+				return BuildPlan{}, err
 			}
 			build = ref.DigestStr()
 		}
@@ -188,7 +192,7 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		}
 		in.Runtimes[n] = RuntimeFacts{
 			Language: rt.Language, Base: base.DigestStr(), Build: build, Adapter: adapter, Versions: versionsOf(s.Bundle.FS, rt),
-			Layers: map[string]string{},
+			Layers: map[string]string{}, Installs: used[n] && s.installs(rt, files),
 		}
 		for layer, ref := range rt.Layers {
 			in.Runtimes[n].Layers[layer] = ref[strings.LastIndex(ref, "@")+1:]
@@ -207,6 +211,22 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	}
 	found, err := s.existing(ctx, plan)
 	return plan.reuse(func(image, _ string) string { return found[image] }), err
+}
+
+// installs says whether a runtime's package manager has to run for the
+// project's lock file. One that can't be read is told when it is built.
+func (s *state) installs(rt bundle.Runtime, files []File) bool {
+	lock := lockFiles[rt.Language]
+	if lock == "" || !slices.ContainsFunc(files, func(f File) bool { return f.Path == lock }) {
+		return false
+	}
+	root, err := os.OpenRoot(s.Job.Dir)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	d := &builder.Dependencies{Kind: kinds[rt.Language], FS: root.FS(), Manifest: manifests[rt.Language], Lock: lock, ABI: rt.ABI}
+	return s.World.Installs(d)
 }
 
 // versionsOf are what people call a runtime's parts: the tags of its images,
@@ -288,7 +308,7 @@ func runTests(ctx context.Context, s *state) (string, error) {
 	if err := s.installDependencies(ctx, p); err != nil {
 		return "", err
 	}
-	if err := s.command(ctx, p.Test.Command, p.Build.Env); err != nil {
+	if err := s.command(ctx, p, "", p.Test.Command); err != nil {
 		return "", commandFailed(usererr.CodeTestFailed, "test.command", err)
 	}
 	return "", nil
@@ -307,7 +327,7 @@ func runBuildCommand(ctx context.Context, s *state) (string, error) {
 	if err := s.installDependencies(ctx, p); err != nil {
 		return "", err
 	}
-	if err := s.command(ctx, p.Build.Command, p.Build.Env); err != nil {
+	if err := s.command(ctx, p, "", p.Build.Command); err != nil {
 		return "", commandFailed(usererr.CodeBuildInput, "build.command", err)
 	}
 	if err := checkHandlers(p, s.Job.Dir, func(string) bool { return true }); err != nil {
@@ -328,33 +348,85 @@ func (s *state) installDependencies(ctx context.Context, p *project.Project) err
 		return nil
 	}
 	s.Log.Printf("install dependencies: npm ci")
-	if err := s.command(ctx, "npm ci --no-audit --no-fund --loglevel=error", p.Build.Env); err != nil {
+	if err := s.command(ctx, p, "node", "npm ci --no-audit --no-fund --loglevel=error"); err != nil {
 		return commandFailed(usererr.CodeBuildInput, "npm ci", err)
 	}
 	return nil
 }
 
-// command runs a shell command of the repository. It sees where programs are
-// and build.env, and nothing of the job: no token, no FAAS_*, no CI_*.
-func (s *state) command(ctx context.Context, line string, env map[string]string) error {
-	home, err := os.MkdirTemp("", "faas-home-")
+// command runs a shell command of the repository in the build image of a
+// language's runtime, "" for the project's. It sees build.env, and nothing of
+// the job: no token, no FAAS_*, no CI_*.
+func (s *state) command(ctx context.Context, p *project.Project, language, line string) error {
+	image, err := s.buildImage(ctx, commandRuntime(p, language))
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(home)
-	vars := append(pick(s.Environ, commandInherited), "HOME="+home, "CI=true")
-	// npm reads the machine's configuration from a home that the command no
-	// longer has.
+	vars := []string{"CI=true"}
+	// npm reads the machine's configuration from a home that the command does
+	// not have.
 	if registry, err := s.mirror(ctx, "npm", s.World.NPMRegistry); err == nil && registry != "" {
 		vars = append(vars, "npm_config_registry="+registry)
 	}
-	for k, v := range env {
+	for k, v := range p.Build.Env {
 		vars = append(vars, k+"="+v)
 	}
 	slices.Sort(vars)
 	out := &lineWriter{log: s.Log}
 	defer out.flush()
-	return run.Command{Path: "/bin/sh", Args: []string{"-c", line}, Dir: s.Job.Dir, Env: vars, Stdout: out, Stderr: out}.Run(ctx)
+	ran, err := s.World.Run(ctx, builder.Command{
+		Image: image, Argv: []string{"/bin/sh", "-c", line}, Env: vars, Dir: s.Job.Dir, Stdout: out, Stderr: out,
+		Notice: func(text string) { s.Log.Printf("%s", text) },
+	})
+	if ran.Sandbox != "" {
+		out.flush()
+		s.ran = ran
+		s.tellWhere(ran, "commands of the repository")
+	}
+	return err
+}
+
+// tellWhere tells people where foreign commands ran.
+func (s *state) tellWhere(ran builder.Ran, what string) {
+	switch ran.Sandbox {
+	case builder.SandboxNone:
+		s.Log.Warn("sandbox: none: %s ran in the job container itself (%s)", what, ran.Why)
+	case builder.SandboxNamespaces:
+		s.Log.Printf("sandbox: namespaces, build image %s", ran.Image)
+	}
+}
+
+// commandRuntime is the runtime whose build image a command runs in: of the
+// provider, else of the first function; with a language, of the first function
+// in it.
+func commandRuntime(p *project.Project, language string) string {
+	if language == "" && p.Provider.Runtime != "" {
+		return p.Provider.Runtime
+	}
+	for _, f := range p.Functions {
+		if f.Runtime != "" && (language == "" || f.Language == language) {
+			return f.Runtime
+		}
+	}
+	return ""
+}
+
+// buildImage is a runtime's build image; the zero value where the bundle has
+// none.
+func (s *state) buildImage(ctx context.Context, runtime string) (name.Digest, error) {
+	rt := s.Bundle.Meta.Runtimes[runtime]
+	if rt.Build == "" {
+		return name.Digest{}, nil
+	}
+	site, err := s.site(ctx)
+	if err != nil {
+		return name.Digest{}, err
+	}
+	ref, err := name.NewDigest(site.Cluster.Image(rt.Build))
+	if err != nil {
+		return name.Digest{}, &usererr.Error{Code: usererr.CodeBundleContent, Err: fmt.Errorf("bundle.yml: runtimes.%s.build: %w", runtime, err)}
+	}
+	return ref, nil
 }
 
 func commandFailed(code usererr.Code, what string, err error) error {
@@ -411,7 +483,7 @@ func buildImages(ctx context.Context, s *state) (string, error) {
 		refs[img.Name] = got.Ref
 		s.result.Images = append(s.result.Images, ImageResult{
 			Name: img.Name, Ref: got.Ref.String(), Engine: got.Engine, Reused: got.Reused,
-			Requests: got.Requests, Uploaded: got.Uploaded, Sandbox: got.Sandbox, Referrers: got.Referrers,
+			Requests: got.Requests, Uploaded: got.Uploaded, Sandbox: got.Sandbox, BuildImage: got.BuildImage, Referrers: got.Referrers,
 		})
 		s.layerTable(got)
 	}
@@ -456,9 +528,7 @@ func (s *state) layerTable(img builder.Image) {
 	for _, w := range img.Warnings {
 		s.Log.Warn("%s", w)
 	}
-	if img.Sandbox == "none" {
-		s.Log.Warn("sandbox: none: installers ran in the job container itself")
-	}
+	s.tellWhere(builder.Ran{Sandbox: img.Sandbox, Image: img.BuildImage, Why: img.Unboxed}, "installers")
 }
 
 // Size renders a number of bytes for people.

@@ -37,6 +37,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	options := builder.Options{
 		Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm"), PipCache: below(cache, "pip"),
 		Authorize: netrc(getenv("NETRC")), Progress: newMeter(log, time.Now).show,
+		TreeDir: treeDir(getenv), Env: commandEnv(getenv),
 		// On a developer's machine the ref says nothing.
 		Unprotected: job.ID != 0 && !job.Protected,
 	}
@@ -50,6 +51,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	w := World{
 		Engines: map[string]builder.Engine{EngineLayer: layers},
 		Exists:  layers.Find,
+		Run:     layers.Run, Installs: layers.Installs,
 		Inspect: layers.Inspect, Rebase: layers.Rebase, Verify: layers.Verify,
 		Target: func(ctx context.Context, s bundle.Site) (Target, error) {
 			if s.Cluster.Kind == bundle.KindDirectory {
@@ -125,6 +127,29 @@ func below(dir, name string) string {
 		return ""
 	}
 	return filepath.Join(dir, name)
+}
+
+// treeDir keeps unpacked build images: in the cache of the node, else in the
+// user's own. They are big, and each job of a machine needs the same.
+func treeDir(getenv func(string) string) string {
+	for _, top := range []string{getenv("FAAS_CACHE_DIR"), below(getenv("XDG_CACHE_HOME"), "kuroko"), below(getenv("HOME"), ".cache/kuroko")} {
+		if filepath.IsAbs(top) {
+			return filepath.Join(top, "trees")
+		}
+	}
+	return ""
+}
+
+// commandEnv is what commands of the repository, and package managers, see of
+// the job's environment: nothing that is secret.
+func commandEnv(getenv func(string) string) []string {
+	var out []string
+	for _, n := range []string{"PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"} {
+		if v := getenv(n); v != "" {
+			out = append(out, n+"="+v)
+		}
+	}
+	return out
 }
 
 // kanikoExecutor is kaniko-executor in PATH. Empty when there is none; then an

@@ -448,7 +448,7 @@ func TestCrashAtStart(t *testing.T) {
 func TestCommandsSeeNoSecrets(t *testing.T) {
 	l := newLab(t)
 	l.publish(devenv.Release{})
-	l.write(map[string]string{"faas.yml": shop + "test: {command: 'env; echo token is very-secret-token; cat /proc/$PPID/cmdline >/dev/null'}\n"})
+	l.write(map[string]string{"faas.yml": shop + "test: {command: 'env; echo token is very-secret-token; cat /proc/$PPID/cmdline >/dev/null; cat " + l.platform.Dir + "/platform.json || echo unseen'}\n"})
 	o := l.ok("prepare,test", "CI_JOB_TOKEN=very-secret-token", "CI_REGISTRY_PASSWORD=other-secret", "KUBECONFIG=/x/y")
 	for _, leak := range []string{"very-secret-token", "other-secret", "CI_JOB_TOKEN", "KUBECONFIG", "FAAS_PLATFORM_DIR"} {
 		if strings.Contains(o.log, leak) {
@@ -458,11 +458,23 @@ func TestCommandsSeeNoSecrets(t *testing.T) {
 	if !strings.Contains(o.log, "token is [MASKED]") {
 		t.Errorf("the command did not run:\n%s", o.log)
 	}
+	// Where it ran stands in log and report.
+	steps := o.report.Stages[len(o.report.Stages)-1].Steps
+	ran := steps[len(steps)-1]
+	image := l.started.Images["nodejs18"].Build
+	image = image[strings.LastIndex(image, "@")+1:]
+	if mode, _ := sandbox.Detect(t.Context()); mode == sandbox.None {
+		if ran.Sandbox != "none" || ran.BuildImage != "" || !strings.Contains(o.log, "sandbox: none") {
+			t.Errorf("ran in %q %q:\n%s", ran.Sandbox, ran.BuildImage, o.log)
+		}
+	} else if ran.Sandbox != "namespaces" || ran.BuildImage != image || !strings.Contains(o.log, "sandbox: namespaces, build image "+image) || !strings.Contains(o.log, "unseen") {
+		t.Errorf("ran in %q %q:\n%s", ran.Sandbox, ran.BuildImage, o.log)
+	}
 
 	l.write(map[string]string{"faas.yml": shop + "test: {command: exit 3}\n"})
 	o = l.run("prepare,test")
 	l.refused(o, 1, "E1004", "exited with code 3")
-	steps := o.report.Stages[len(o.report.Stages)-1].Steps
+	steps = o.report.Stages[len(o.report.Stages)-1].Steps
 	if steps[len(steps)-1].Exit != 3 {
 		t.Errorf("the command's own code is not in the report: %+v", steps)
 	}
