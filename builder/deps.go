@@ -79,9 +79,9 @@ type recipe struct {
 	empty bool // there is nothing to install
 	parts []string
 	// write makes the layer from the lock file; nil where only the installer
-	// can. install, which may be nil, is for what only an archive tells.
+	// can. install is also for what only an archive tells: then it knows why.
 	write   func(ctx context.Context, w *layer.Writer) error
-	install func(ctx context.Context) (*layer.Layer, error)
+	install func(ctx context.Context, why error) (*layer.Layer, error)
 }
 
 // Installs says whether dependencies need the package manager itself, as far
@@ -111,7 +111,7 @@ func (b *build) recipe() (recipe, error) {
 	if err == nil {
 		plan, err = parsed.Plan(b.e.npmPlatform())
 	}
-	r := recipe{install: func(ctx context.Context) (*layer.Layer, error) { return b.npmInstall(ctx, manifest, lock) }}
+	r := recipe{install: func(ctx context.Context, _ error) (*layer.Layer, error) { return b.npmInstall(ctx, manifest, lock) }}
 	switch {
 	case errors.Is(err, npm.ErrNeedsInstaller):
 		// npm reads more than the plan: all of both files takes part.
@@ -133,13 +133,22 @@ func (b *build) recipe() (recipe, error) {
 func (b *build) pipRecipe(lock []byte) (recipe, error) {
 	d, o := b.req.Dependencies, b.e.o
 	plan, err := b.e.pipPlan(d, lock)
-	if err != nil {
+	var need *pip.NeedsInstallerError
+	switch {
+	case errors.As(err, &need) && len(need.Local) > 0:
+		return recipe{}, err
+	case errors.As(err, &need):
+		return recipe{parts: []string{pipVersion, "installer", d.ABI, string(lock)}, install: func(ctx context.Context, _ error) (*layer.Layer, error) {
+			return b.pipInstall(ctx, lock, err)
+		}}, nil
+	case err != nil:
 		return recipe{}, err
 	}
 	f := &pip.Fetcher{Index: d.Registry, Authorize: o.Authorize, Client: b.e.npm, Cache: o.PipCache, Temp: o.TempDir, Attempts: o.Attempts, Delay: o.Delay}
-	return recipe{empty: plan.Empty(), parts: append([]string{pipVersion}, plan.Parts()...), write: func(ctx context.Context, w *layer.Writer) error {
-		return f.Write(ctx, w, d.Prefix, plan)
-	}}, nil
+	r := recipe{empty: plan.Empty(), parts: append([]string{pipVersion}, plan.Parts()...)}
+	r.write = func(ctx context.Context, w *layer.Writer) error { return f.Write(ctx, w, d.Prefix, plan) }
+	r.install = func(ctx context.Context, why error) (*layer.Layer, error) { return b.pipInstall(ctx, lock, why) }
+	return r, nil
 }
 
 func (e *Layers) pipPlan(d *Dependencies, lock []byte) (pip.Plan, error) {
@@ -262,8 +271,8 @@ func (b *build) cacheRepo() name.Repository {
 	return b.req.Repository
 }
 
-// makeDeps writes the layer from the lock file, or has npm do it where only
-// npm can.
+// makeDeps writes the layer from the lock file, or has the package manager do
+// it where only that can.
 func (b *build) makeDeps(ctx context.Context, r recipe) (*layer.Layer, error) {
 	if r.write != nil {
 		w, err := layer.NewWriter(b.e.o.TempDir, layer.Gzip)
@@ -275,11 +284,12 @@ func (b *build) makeDeps(ctx context.Context, r recipe) (*layer.Layer, error) {
 		if err == nil {
 			return w.Close()
 		}
-		if r.install == nil || !errors.Is(err, npm.ErrNeedsInstaller) {
+		if !errors.Is(err, npm.ErrNeedsInstaller) && !errors.Is(err, pip.ErrNeedsInstaller) {
 			return nil, err
 		}
+		return r.install(ctx, err)
 	}
-	return r.install(ctx)
+	return r.install(ctx, nil)
 }
 
 // The annotations of a dependency image's only layer.

@@ -106,8 +106,8 @@ func explainPip(err error) error {
 	case errors.As(err, &step):
 		return &InputError{What: "requirements.txt is incomplete", Next: "run " + pip.Lock + " and commit requirements.txt", Err: errors.New(strings.Join(step.Problems, "; "))}
 	case errors.As(err, &need):
-		return &InputError{What: what, Next: "pin wheels with their hashes (" + pip.Lock + ", on Linux with the runtime's Python), or install with pip in a Dockerfile: build.builder: dockerfile",
-			Err: fmt.Errorf("requirements.txt %w, which this platform version does not run yet", err)}
+		return &InputError{What: what, Next: "write what those files say into requirements.txt (" + pip.Lock + "), or install with pip in a Dockerfile: build.builder: dockerfile",
+			Err: fmt.Errorf("requirements.txt names other files of the repository, which no key of an image knows: %s", strings.Join(need.Local, "; "))}
 	case errors.As(err, &pkg):
 		next := "check that the package index is the one that requirements.txt was made with"
 		if errors.Is(err, pip.ErrNotPublished) {

@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 
 	"github.com/kuroko-faas/kuroko/builder/layer"
+	"github.com/kuroko-faas/kuroko/builder/pip"
 	"github.com/kuroko-faas/kuroko/builder/rootfs"
 	"github.com/kuroko-faas/kuroko/internal/run"
 )
 
-// npmInstall has npm fill a folder and makes a layer of it. npm gets the
-// registry's address and none of its credentials.
+// npmInstall has npm fill a folder and makes a layer of it.
 func (b *build) npmInstall(ctx context.Context, manifest, lock []byte) (*layer.Layer, error) {
 	d, o := b.req.Dependencies, b.e.o
 	app, done, err := b.workshop(map[string][]byte{"package.json": manifest, "package-lock.json": lock})
@@ -23,9 +23,14 @@ func (b *build) npmInstall(ctx context.Context, manifest, lock []byte) (*layer.L
 		return nil, err
 	}
 	defer done()
+	from, stop, err := b.relay()
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
 	argv := []string{"npm", "ci", "--omit=dev", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"}
-	if d.Registry != "" {
-		argv = append(argv, "--registry="+d.Registry, "--replace-registry-host=always")
+	if from != "" {
+		argv = append(argv, "--registry="+from, "--replace-registry-host=always")
 	}
 	if err := b.installer(ctx, app, "npm", "npm ci", argv); err != nil {
 		return nil, err
@@ -48,6 +53,52 @@ func (b *build) npmInstall(ctx context.Context, manifest, lock []byte) (*layer.L
 			Next: "publish the linked package, or bundle it into the code (workspaces and file: dependencies are not supported)", Err: err}
 	}
 	return l, err
+}
+
+// pipInstall has pip fill a folder and makes a layer of it.
+func (b *build) pipInstall(ctx context.Context, lock []byte, why error) (*layer.Layer, error) {
+	d, o := b.req.Dependencies, b.e.o
+	platform, err := pip.ParseABI(d.ABI, o.Platform.Architecture)
+	if err != nil {
+		return nil, err
+	}
+	app, done, err := b.workshop(map[string][]byte{"requirements.txt": lock})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	index, stop, err := b.relay()
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	// What the build image has, the base has not. Byte code holds times.
+	argv := []string{"pip3", "install", "--ignore-installed", "--no-compile", "--no-input", "--no-warn-script-location", "--quiet", "--root=out", "--requirement=requirements.txt"}
+	if err := b.installer(ctx, app, "pip", "pip install -r requirements.txt", argv, "PIP_INDEX_URL="+index, "PIP_USER=0", "PIP_ROOT_USER_ACTION=ignore"); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(app)
+	if err != nil {
+		return nil, fmt.Errorf("builder: %w", err)
+	}
+	defer root.Close()
+	const top = "out/usr/local"
+	if _, err := root.Stat("out"); errors.Is(err, fs.ErrNotExist) { // no line holds for this platform
+		err = root.MkdirAll(path.Join(top, pip.Library(platform)), 0o755)
+		if err != nil {
+			return nil, fmt.Errorf("builder: %w", err)
+		}
+	}
+	// Only another Python than the base's, in the job container, puts it elsewhere.
+	if _, err := root.Stat(path.Join(top, pip.Library(platform))); err != nil {
+		return nil, &MissingTool{Program: fmt.Sprintf("pip of Python 3.%d", platform.Minor), Why: b.ran.Why}
+	}
+	b.warn("requirements.txt %v, so pip installed the packages; %s pins them, so that every build has equal ones", why, pip.Lock)
+	if root, err = root.OpenRoot(top); err != nil {
+		return nil, fmt.Errorf("builder: %w", err)
+	}
+	defer root.Close()
+	return layer.FromTree(ctx, o.TempDir, layer.Gzip, layer.Tree{FS: root.FS(), Prefix: d.Prefix})
 }
 
 // workshop is a folder for an installer, with files in it, that belongs to

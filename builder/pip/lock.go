@@ -26,6 +26,7 @@ func (r Requirement) ID() string { return r.Name + "==" + r.Version }
 type File struct {
 	requirements []Requirement
 	foreign      []string // why pip is needed, line by line
+	local        []string // of them, what other files of the repository decide
 }
 
 var (
@@ -36,6 +37,9 @@ var (
 	hashOption  = regexp.MustCompile(`\s--hash[= ]([A-Za-z0-9]+):([0-9A-Fa-f]+)`)
 	sha256Value = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
+
+// files are the options that name other files of the repository.
+var files = map[string]bool{"-r": true, "--requirement": true, "-c": true, "--constraint": true, "-f": true, "--find-links": true}
 
 // normalize is PEP 503's form of a name.
 func normalize(name string) string {
@@ -53,6 +57,10 @@ func Parse(data []byte) (*File, error) {
 	foreign := func(line int, format string, args ...any) {
 		f.foreign = append(f.foreign, fmt.Sprintf("line %d: ", line)+fmt.Sprintf(format, args...))
 	}
+	local := func(line int, format string, args ...any) {
+		foreign(line, format, args...)
+		f.local = append(f.local, f.foreign[len(f.foreign)-1])
+	}
 	text := strings.TrimPrefix(strings.ReplaceAll(string(data), "\r\n", "\n"), "\ufeff")
 	lines := strings.Split(text, "\n")
 	for n := 0; n < len(lines); n++ {
@@ -68,12 +76,16 @@ func Parse(data []byte) (*File, error) {
 		case strings.HasPrefix(line, "--require-hashes"), strings.HasPrefix(line, "--only-binary"), strings.HasPrefix(line, "--prefer-binary"):
 			continue // what this package does
 		case strings.HasPrefix(line, "-e"), strings.HasPrefix(line, "--editable"):
-			foreign(at, "an editable install")
+			local(at, "an editable install")
 			continue
 		case strings.HasPrefix(line, "-"):
 			// Addresses of indexes may hold credentials: only the option is told.
 			option, _, _ := strings.Cut(strings.Fields(line)[0], "=")
-			foreign(at, "the option %s", option)
+			if files[option] || !strings.HasPrefix(option, "--") && files[option[:2]] {
+				local(at, "the option %s", option)
+			} else {
+				foreign(at, "the option %s", option)
+			}
 			continue
 		}
 		r := Requirement{Line: at}
@@ -100,8 +112,11 @@ func Parse(data []byte) (*File, error) {
 		}
 		m := pinned.FindStringSubmatch(spec)
 		switch {
-		case strings.Contains(spec, "@") || strings.Contains(spec, "://") || strings.HasPrefix(spec, ".") || strings.HasPrefix(spec, "/"):
-			foreign(at, "%s comes from an address or a folder", nameOnly.FindString(spec))
+		case strings.HasPrefix(spec, ".") || strings.HasPrefix(spec, "/") || strings.Contains(spec, "file:"):
+			local(at, "%s comes from a folder", nameOnly.FindString(spec))
+			continue
+		case strings.Contains(spec, "@") || strings.Contains(spec, "://"):
+			foreign(at, "%s comes from an address", nameOnly.FindString(spec))
 			continue
 		case m == nil && nameOnly.FindString(spec) != "":
 			foreign(at, "%s is not pinned with ==", nameOnly.FindString(spec))
@@ -144,7 +159,7 @@ type Plan struct {
 // line that only pip understands.
 func (f *File) Plan(p Platform) (Plan, error) {
 	if len(f.foreign) > 0 {
-		return Plan{}, &NeedsInstallerError{f.foreign}
+		return Plan{}, &NeedsInstallerError{f.foreign, f.local}
 	}
 	plan := Plan{platform: p}
 	at := map[string]int{}

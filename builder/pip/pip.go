@@ -4,7 +4,7 @@
 // --no-compile would have installed them, but without pip or Python.
 //
 // What needs pip itself (a version without a wheel for the platform, a
-// requirement without hash, addresses, editable installs) is refused with
+// requirement without hash, addresses, editable installs) is told by
 // [ErrNeedsInstaller], and every such line is named.
 package pip
 
@@ -36,7 +36,12 @@ type LockError struct{ Problems []string } // "line 3: …"
 func (e *LockError) Error() string { return strings.Join(e.Problems, "; ") }
 
 // NeedsInstallerError names what only pip can do.
-type NeedsInstallerError struct{ Reasons []string }
+type NeedsInstallerError struct {
+	Reasons []string
+	// Local are those that other files of the repository decide: then
+	// requirements.txt alone does not say what is installed.
+	Local []string
+}
 
 func (e *NeedsInstallerError) Error() string {
 	return "needs pip itself: " + strings.Join(e.Reasons, "; ")
@@ -46,7 +51,7 @@ func (e *NeedsInstallerError) Error() string {
 func (e *NeedsInstallerError) Is(target error) bool { return target == ErrNeedsInstaller }
 
 func needs(format string, args ...any) error {
-	return &NeedsInstallerError{[]string{fmt.Sprintf(format, args...)}}
+	return &NeedsInstallerError{Reasons: []string{fmt.Sprintf(format, args...)}}
 }
 
 // OutOfStepError is a file that lacks what its own packages require, or pins

@@ -212,15 +212,19 @@ func TestNeedsInstaller(t *testing.T) {
 		"-e .":                              "an editable install",
 		"-r more.txt":                       "the option -r",
 		"--index-url=https://u:p@h/s":       "the option --index-url",
-		"git+https://h/r.git":               "address or a folder",
+		"git+https://h/r.git":               "comes from an address",
 		"x @ https://h/x.whl":               "x comes from an address",
-		"./local":                           "address or a folder",
+		"./local":                           "comes from a folder",
 		"x==1 --hash=md5:00":                "a hash of kind md5",
 		"a==1\nb==2\n-e c" + "\nd==3" + sum: "line 1: a==1 has no hash; line 2: b==2 has no hash; line 3: an editable install",
 	} {
 		_, _, err := write(t, &pip.Fetcher{Index: "http://127.0.0.1:1/simple"}, line)
 		if !errors.Is(err, pip.ErrNeedsInstaller) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "u:p") {
 			t.Errorf("%q: %v, want %q", line, err, want)
+		}
+		var needs *pip.NeedsInstallerError
+		if local := strings.Contains(line, "-e ") || strings.HasPrefix(line, "-r") || strings.HasPrefix(line, "."); errors.As(err, &needs) && local != (len(needs.Local) == 1) {
+			t.Errorf("%q: other files of the repository: %q", line, needs.Local)
 		}
 	}
 	source := piptest.NewIndex(t)

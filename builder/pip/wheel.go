@@ -50,10 +50,13 @@ type dist struct {
 // interpreter is what scripts start with in the base images.
 const interpreter = "/usr/bin/python3"
 
-// site is where Debian's Python finds what administrators install.
-func site(p Platform, prefix string) string {
-	return path.Join(prefix, "lib", fmt.Sprintf("python3.%d", p.Minor), "dist-packages")
+// Library is where Debian's Python finds what administrators install, below
+// the prefix.
+func Library(p Platform) string {
+	return path.Join("lib", fmt.Sprintf("python3.%d", p.Minor), "dist-packages")
 }
+
+func site(p Platform, prefix string) string { return path.Join(prefix, Library(p)) }
 
 // open reads a wheel and decides where its files go, as pip does. Errors are
 // [ErrHostile], [*NeedsInstallerError], or that it is no wheel.

@@ -103,7 +103,7 @@ func together(foreign []error) error {
 	if len(all) == 0 {
 		return nil
 	}
-	return &NeedsInstallerError{all}
+	return &NeedsInstallerError{Reasons: all}
 }
 
 // add writes one file. A file that two packages bring alike is written once.
