@@ -196,6 +196,14 @@ func newRun(t Target, scope Scope, o Options, l *lease) *run {
 	return &run{t: t, scope: scope, o: o, lease: l, made: map[string]Revision{}, nonceless: map[string]bool{}, created: map[string]bool{}}
 }
 
+// follow has the target follow the scope while this run works, which is about
+// to wait for things there.
+func (r *run) follow(ctx context.Context) {
+	if w, ok := r.t.(Watcher); ok {
+		w.Watch(ctx, r.scope)
+	}
+}
+
 func (r *run) say(e Event) { r.o.say(e) }
 
 func (r *run) warn(e Event) {
@@ -243,7 +251,9 @@ func leased(ctx context.Context, t Target, scope Scope, o Options, f func(contex
 		return err
 	}
 	r := newRun(t, scope, o, l)
-	err = f(held, r)
+	work, done := context.WithCancel(held)
+	err = f(work, r)
+	done()
 	after, cancel := r.after(ctx)
 	defer cancel()
 	if rel := l.release(after); rel != nil && !errors.Is(rel, ErrFenced) {

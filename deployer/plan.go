@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kuroko-faas/kuroko/deployer/analysis"
 )
 
@@ -175,18 +177,31 @@ func Observe(ctx context.Context, t Target, scope Scope) (State, error) {
 	if s.Head, err = t.Head(ctx, scope); err != nil {
 		return State{}, fmt.Errorf("deployer: read head of %s: %w", scope, err)
 	}
+	var group errgroup.Group
 	if s.Head.Live != "" {
-		r, err := t.Release(ctx, scope, s.Head.Live)
-		if err != nil {
-			return State{}, fmt.Errorf("deployer: read release %s of %s: %w", s.Head.Live, scope, err)
+		group.Go(func() error {
+			r, err := t.Release(ctx, scope, s.Head.Live)
+			if err != nil {
+				return fmt.Errorf("deployer: read release %s of %s: %w", s.Head.Live, scope, err)
+			}
+			s.Live = &r
+			return nil
+		})
+	}
+	group.Go(func() (err error) {
+		if s.Services, err = t.Services(ctx, scope); err != nil {
+			return fmt.Errorf("deployer: observe %s: %w", scope, err)
 		}
-		s.Live = &r
-	}
-	if s.Services, err = t.Services(ctx, scope); err != nil {
-		return State{}, fmt.Errorf("deployer: observe %s: %w", scope, err)
-	}
-	if s.Timers, err = t.Timers(ctx, scope); err != nil {
-		return State{}, fmt.Errorf("deployer: observe timers of %s: %w", scope, err)
+		return nil
+	})
+	group.Go(func() (err error) {
+		if s.Timers, err = t.Timers(ctx, scope); err != nil {
+			return fmt.Errorf("deployer: observe timers of %s: %w", scope, err)
+		}
+		return nil
+	})
+	if err := group.Wait(); err != nil {
+		return State{}, err
 	}
 	return s, nil
 }

@@ -91,6 +91,9 @@ func stillThere(to Release, changes []Change) bool {
 // at its own URL. It returns the units as a release would record them. All
 // failing units are reported, not only the first.
 func (r *run) stage(ctx context.Context, units []Spec, changes []Change, state State) ([]Live, error) {
+	if differ(changes, nil) {
+		r.follow(ctx)
+	}
 	var group errgroup.Group
 	group.SetLimit(r.o.Parallel)
 	// Once one has failed, the others get a moment to report too.

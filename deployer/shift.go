@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -21,6 +22,7 @@ func (r *run) shift(ctx context.Context, rel Release, state State, changes []Cha
 		intent.Strategy, intent.Pipeline = rel.Policy.Strategy, rel.Pipeline
 	}
 	out := Outcome{Release: rel, Changes: changes}
+	r.follow(ctx)
 	steps := intent.steps(rel.Policy)
 	m := r.moving(rel, state, changes)
 	if len(m.pairs) == 0 {
@@ -207,8 +209,25 @@ func (r *run) cleanup(ctx context.Context, rel Release, changed map[string]bool)
 }
 
 func (r *run) tidy(ctx context.Context, rel Release, changed map[string]bool) error {
-	kept, err := r.kept(ctx, rel)
-	if err != nil {
+	var kept map[string]Release
+	var services []Service
+	var ids []string
+	var look errgroup.Group
+	look.Go(func() (err error) {
+		kept, err = r.kept(ctx, rel)
+		return err
+	})
+	look.Go(func() (err error) {
+		if services, err = r.t.Services(ctx, r.scope); err != nil {
+			return fmt.Errorf("observe: %w", err)
+		}
+		return nil
+	})
+	look.Go(func() (err error) {
+		ids, err = r.t.Releases(ctx, r.scope)
+		return err
+	})
+	if err := look.Wait(); err != nil {
 		return err
 	}
 	needed := map[string]bool{}
@@ -217,27 +236,34 @@ func (r *run) tidy(ctx context.Context, rel Release, changed map[string]bool) er
 			needed[u.Revision] = true
 		}
 	}
-	services, err := r.t.Services(ctx, r.scope)
-	if err != nil {
-		return fmt.Errorf("observe: %w", err)
-	}
+	var mu sync.Mutex
 	var errs []error
+	var group errgroup.Group
+	group.SetLimit(r.o.Parallel)
+	each := func(do func() error) {
+		group.Go(func() error {
+			err := do()
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+			return nil
+		})
+	}
 	for _, svc := range services {
 		u, ok := rel.unit(svc.Name)
 		if !ok {
 			r.say(Event{Step: StepCleanup, Unit: svc.Unit, Text: "remove " + svc.Name})
-			errs = append(errs, r.t.RemoveService(ctx, r.lease.fence(), svc.Name))
+			each(func() error { return r.t.RemoveService(ctx, r.lease.fence(), svc.Name) })
 			continue
 		}
-		errs = append(errs, r.tidyService(ctx, svc, u, needed))
+		each(func() error { return r.tidyService(ctx, svc, u, needed) })
 	}
-	ids, err := r.t.Releases(ctx, r.scope)
-	errs = append(errs, err)
 	for _, id := range ids {
 		if _, ok := kept[id]; !ok {
-			errs = append(errs, r.t.RemoveRelease(ctx, r.lease.fence(), id))
+			each(func() error { return r.t.RemoveRelease(ctx, r.lease.fence(), id) })
 		}
 	}
+	_ = group.Wait() // the functions keep their errors themselves
 	if _, err := r.cool(ctx); err != nil {
 		errs = append(errs, err)
 	}

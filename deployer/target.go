@@ -85,6 +85,14 @@ type Units interface {
 	Logs(ctx context.Context, scope Scope, service, revision string, n int) ([]string, error)
 }
 
+// Watcher is what a target offers that can follow a scope.
+type Watcher interface {
+	// Watch follows what happens in the scope until ctx ends, so that what
+	// waits for something there asks less. It does not wait, and changes
+	// nothing that the other verbs say.
+	Watch(ctx context.Context, scope Scope)
+}
+
 // Secrets is what a target offers that keeps a scope's own Secrets: those that
 // carry its owner, service and environment. Any other is [ErrForeign] and is
 // never changed. Values go in and never come out.

@@ -254,7 +254,7 @@ func TestWatchMayFail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.settle(t.Context(), scope, "shop-main"); err != nil {
+	if err := k.settle(t.Context(), scope, "shop-main", svc.Spec.Traffic); err != nil {
 		t.Errorf("settle: %v", err)
 	}
 	mu.Lock()
@@ -271,7 +271,7 @@ func TestRouteThatNeverFollows(t *testing.T) {
 	_, k := serve(t, map[string][]http.HandlerFunc{"GET shop-main": {reply(200, svc)}})
 	k.cfg.Times.Route = 30 * time.Millisecond
 	svc.Spec.Traffic = targets([]deployer.Share{{Revision: "a", Percent: 100}})
-	err := k.settle(t.Context(), scope, "shop-main")
+	err := k.settle(t.Context(), scope, "shop-main", svc.Spec.Traffic)
 	if all := deployer.Failures(err); len(all) != 1 || all[0].Code != deployer.IngressNotReady {
 		t.Errorf("error %v; want ingress-not-ready", err)
 	}

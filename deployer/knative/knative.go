@@ -16,13 +16,17 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-containerregistry/pkg/authn"
+	coordination "k8s.io/api/coordination/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 	kn "knative.dev/client/pkg/serving/v1"
 	serving "knative.dev/serving/pkg/client/clientset/versioned/typed/serving/v1"
 
@@ -68,7 +72,7 @@ type Config struct {
 type Times struct {
 	Call   time.Duration // one request to the API server; default 15 s
 	Retry  time.Duration // base delay before a repeated request, with jitter; default 100 ms
-	Poll   time.Duration // between looks at what is waited for, beside watching it; default 1 s
+	Poll   time.Duration // between looks at what is waited for; five times that where watches show it; default 1 s
 	Route  time.Duration // until the route has taken new shares over; default 60 s
 	Remove time.Duration // until a removed object's parts are gone; default 30 s
 	Probe  time.Duration // one request to a unit; default 10 s
@@ -94,9 +98,16 @@ type Target struct {
 	// to units, with their answers' headers. server is its address.
 	api    *http.Client
 	server string
+
+	mu     sync.Mutex
+	views  map[deployer.Scope]*view               // those that somebody needs now
+	leases map[deployer.Scope]*coordination.Lease // those that somebody here holds
 }
 
-var _ deployer.Target = (*Target)(nil)
+var (
+	_ deployer.Target  = (*Target)(nil)
+	_ deployer.Watcher = (*Target)(nil)
+)
 
 // New returns the cluster that c names. It reads the kubeconfig and sends
 // nothing: a cluster that does not answer shows at the first call, as
@@ -159,7 +170,7 @@ func New(c Config) (*Target, error) {
 	t.Probe = cmp.Or(t.Probe, 10*time.Second)
 	t.Image = cmp.Or(t.Image, 10*time.Second)
 	c.Namespace = cmp.Or(c.Namespace, "default")
-	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c), inside: insideClient(c), api: api, server: strings.TrimSuffix(server.String(), "/")}, nil
+	return &Target{cfg: c, kube: kube, meta: meta, serve: serve, units: unitClient(c), inside: insideClient(c), api: api, server: strings.TrimSuffix(server.String(), "/"), views: map[deployer.Scope]*view{}, leases: map[deployer.Scope]*coordination.Lease{}}, nil
 }
 
 // Kube is the client of the cluster's own kinds, with the target's account.
@@ -181,7 +192,7 @@ func once[T any](ctx context.Context, t *Target, what string, f func(context.Con
 	}
 	call, cancel := context.WithTimeout(ctx, t.cfg.Times.Call)
 	defer cancel()
-	v, err := f(call)
+	v, err := f(klog.NewContext(call, logr.Discard())) // an error says it all
 	if err != nil {
 		if ctx.Err() != nil {
 			return none, context.Cause(ctx)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kn "knative.dev/client/pkg/serving/v1"
@@ -24,23 +26,41 @@ func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer
 	for k, v := range scopeLabels(scope) {
 		with = append(with, kn.WithLabel(k, v))
 	}
-	svcs, err := read(ctx, t, "list services of "+scope.String(), func(ctx context.Context) (*servingv1.ServiceList, error) {
-		return client.ListServices(ctx, with...)
+	var svcs *servingv1.ServiceList
+	var revs *servingv1.RevisionList
+	var routes *servingv1.RouteList
+	var crons []batchv1.CronJob
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		svcs, err = read(ctx, t, "list services of "+scope.String(), func(ctx context.Context) (*servingv1.ServiceList, error) {
+			return client.ListServices(ctx, with...)
+		})
+		return err
 	})
-	if err != nil {
+	group.Go(func() (err error) {
+		revs, err = t.listRevisions(ctx, scope)
+		return err
+	})
+	group.Go(func() (err error) {
+		routes, err = read(ctx, t, "list routes of "+scope.String(), func(ctx context.Context) (*servingv1.RouteList, error) {
+			return client.ListRoutes(ctx, with...)
+		})
+		return err
+	})
+	group.Go(func() (err error) {
+		crons, err = t.crons(ctx, scope, scopeLabels(scope))
+		return err
+	})
+	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	revs, err := read(ctx, t, "list revisions of "+scope.String(), func(ctx context.Context) (*servingv1.RevisionList, error) {
-		return client.ListRevisions(ctx, with...)
-	})
-	if err != nil {
-		return nil, err
+	routeOf, revsOf := map[string]*servingv1.Route{}, map[string][]*servingv1.Revision{}
+	for i := range routes.Items {
+		routeOf[routes.Items[i].Name] = &routes.Items[i]
 	}
-	routes, err := read(ctx, t, "list routes of "+scope.String(), func(ctx context.Context) (*servingv1.RouteList, error) {
-		return client.ListRoutes(ctx, with...)
-	})
-	if err != nil {
-		return nil, err
+	for i := range revs.Items {
+		of := revs.Items[i].Labels[knserving.ServiceLabelKey]
+		revsOf[of] = append(revsOf[of], &revs.Items[i])
 	}
 	pods := map[string][]corev1.Pod{}
 	if slices.ContainsFunc(revs.Items, func(r servingv1.Revision) bool { return !r.IsReady() }) {
@@ -60,19 +80,16 @@ func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer
 		if svc.DeletionTimestamp != nil {
 			continue
 		}
-		var route *servingv1.Route
-		if i := slices.IndexFunc(routes.Items, func(r servingv1.Route) bool { return r.Name == svc.Name }); i >= 0 {
-			route = &routes.Items[i]
-		}
+		route := routeOf[svc.Name]
 		s := deployer.Service{
 			Name: svc.Name, Unit: svcUnit(&svc), Owner: scope.Owner, Epoch: epochOf(&svc), URL: routeURL(&svc, route),
 			Template: svc.Spec.Template.Name, Traffic: shares(svc.Spec.Traffic),
 		}
-		for _, r := range revs.Items {
-			if r.Labels[knserving.ServiceLabelKey] != svc.Name || r.DeletionTimestamp != nil {
+		for _, r := range revsOf[svc.Name] {
+			if r.DeletionTimestamp != nil {
 				continue
 			}
-			e := evidence{revision: &r, scope: scope, pods: pods[r.Name], now: time.Now()}
+			e := evidence{revision: r, scope: scope, pods: pods[r.Name], now: time.Now()}
 			if !r.IsReady() {
 				e.events = t.podEvents(ctx, scope, e.pods)
 			}
@@ -82,10 +99,6 @@ func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer
 		}
 		slices.SortFunc(s.Revisions, func(a, b deployer.Observed) int { return cmp.Compare(a.Name, b.Name) })
 		all = append(all, s)
-	}
-	crons, err := t.crons(ctx, scope, scopeLabels(scope))
-	if err != nil {
-		return nil, err
 	}
 	all = append(all, jobServices(scope, crons)...)
 	slices.SortFunc(all, func(a, b deployer.Service) int { return cmp.Compare(a.Name, b.Name) })
@@ -146,19 +159,50 @@ func revisionURL(revision string, route *servingv1.Route) string {
 	return ""
 }
 
+// fresh asks the cluster itself, for all at once.
+type fresh struct {
+	t     *Target
+	scope deployer.Scope
+}
+
+var _ sight = fresh{}
+
+func (f fresh) parts(ctx context.Context, service, revision string) (p parts, err error) {
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		p.svc, err = f.t.getService(ctx, f.scope, service)
+		return err
+	})
+	group.Go(func() (err error) {
+		p.route, err = read(ctx, f.t, "read route "+service, func(ctx context.Context) (*servingv1.Route, error) {
+			return f.t.knative(f.scope).GetRoute(ctx, service)
+		})
+		if errors.Is(err, deployer.ErrNotFound) {
+			p.route, err = nil, nil
+		}
+		return err
+	})
+	if revision != "" {
+		group.Go(func() (err error) {
+			p.rev, err = f.t.getRevision(ctx, f.scope, service, revision)
+			return err
+		})
+	}
+	return p, group.Wait()
+}
+
+func (f fresh) pods(ctx context.Context, revision string) ([]corev1.Pod, error) {
+	return f.t.pods(ctx, f.scope, revision)
+}
+
+func (f fresh) events(ctx context.Context, pods []corev1.Pod) []corev1.Event {
+	return f.t.podEvents(ctx, f.scope, pods)
+}
+
 // routeOf reads a Service and its Route. Both may be nil.
 func (t *Target) routeOf(ctx context.Context, scope deployer.Scope, service string) (*servingv1.Service, *servingv1.Route, error) {
-	svc, err := t.getService(ctx, scope, service)
-	if err != nil || svc == nil {
-		return nil, nil, err
-	}
-	route, err := read(ctx, t, "read route "+service, func(ctx context.Context) (*servingv1.Route, error) {
-		return t.knative(scope).GetRoute(ctx, service)
-	})
-	if errors.Is(err, deployer.ErrNotFound) {
-		return svc, nil, nil
-	}
-	return svc, route, err
+	p, err := fresh{t, scope}.parts(ctx, service, "")
+	return p.svc, p.route, err
 }
 
 // routed says why the route does not serve the Service's shares yet; empty:
@@ -201,11 +245,11 @@ func sameShares(a, b []servingv1.TrafficTarget) bool {
 func (t *Target) WaitReady(ctx context.Context, scope deployer.Scope, service, revision string, progress func(why string)) (deployer.Revision, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	changed := t.watch(ctx, scope, revisions(revision), podsOf(revision), eventsOf(revision), routes(service), services(service))
+	wait := t.wait(ctx, scope, service)
 	w := waiter{t: t, scope: scope, service: service, revision: revision, running: map[string]time.Time{}}
 	said := ""
 	for {
-		rev, why, err := w.look(ctx)
+		rev, why, err := look(wait, func(from sight) (deployer.Revision, string, error) { return w.look(ctx, from) })
 		switch {
 		case ctx.Err() != nil:
 			return deployer.Revision{}, context.Cause(ctx)
@@ -220,7 +264,7 @@ func (t *Target) WaitReady(ctx context.Context, scope deployer.Scope, service, r
 			progress(why)
 		}
 		said = why
-		if err := changed(ctx); err != nil {
+		if err := wait.next(ctx); err != nil {
 			return deployer.Revision{}, err
 		}
 	}
@@ -238,17 +282,14 @@ type waiter struct {
 	ready time.Time
 }
 
-// look reads everything afresh: the revision when it can answer, else why
-// not yet, or the error that waiting won't heal.
-func (w *waiter) look(ctx context.Context) (rev deployer.Revision, why string, err error) {
-	svc, route, err := w.t.routeOf(ctx, w.scope, w.service)
+// look returns the revision when it can answer, else why not yet, or the
+// error that waiting won't heal.
+func (w *waiter) look(ctx context.Context, from sight) (rev deployer.Revision, why string, err error) {
+	p, err := from.parts(ctx, w.service, w.revision)
 	if err != nil {
 		return rev, "", err
 	}
-	r, err := w.t.getRevision(ctx, w.scope, w.service, w.revision)
-	if err != nil {
-		return rev, "", err
-	}
+	svc, route, r := p.svc, p.route, p.rev
 	if r == nil || svc == nil {
 		if svc == nil {
 			if job, err := w.t.getJob(ctx, w.scope, w.service, w.revision); err != nil || job != nil {
@@ -269,11 +310,11 @@ func (w *waiter) look(ctx context.Context) (rev deployer.Revision, why string, e
 		return rev, why, nil
 	}
 	if !r.IsReady() {
-		pods, err := w.t.pods(ctx, w.scope, w.revision)
+		pods, err := from.pods(ctx, w.revision)
 		if err != nil {
 			return rev, "", err
 		}
-		e := evidence{revision: r, scope: w.scope, pods: pods, now: time.Now(), events: w.t.podEvents(ctx, w.scope, pods), since: w.since}
+		e := evidence{revision: r, scope: w.scope, pods: pods, now: time.Now(), events: from.events(ctx, pods), since: w.since}
 		f, why := diagnose(e)
 		if f != nil {
 			return rev, "", about(svcUnit(svc), w.revision, f)
@@ -316,15 +357,19 @@ func (t *Target) pods(ctx context.Context, scope deployer.Scope, revision string
 	return list.Items, nil
 }
 
+// troubled are the pods whose events may say what is wrong with them.
+func troubled(pods []corev1.Pod) []corev1.Pod {
+	return slices.DeleteFunc(slices.Clone(pods), func(p corev1.Pod) bool {
+		c := unitStatus(&p)
+		return p.DeletionTimestamp != nil || c != nil && c.State.Running != nil && ended(c) == nil
+	})
+}
+
 // podEvents reads the events of the pods that have trouble. They only make a
 // cause more exact, so an error is none.
 func (t *Target) podEvents(ctx context.Context, scope deployer.Scope, pods []corev1.Pod) []corev1.Event {
 	var all []corev1.Event
-	for _, p := range pods {
-		c := unitStatus(&p)
-		if p.DeletionTimestamp != nil || c != nil && c.State.Running != nil && ended(c) == nil {
-			continue
-		}
+	for _, p := range troubled(pods) {
 		list, err := once(ctx, t, "read events of "+p.Name, func(ctx context.Context) (*corev1.EventList, error) {
 			return t.kube.CoreV1().Events(p.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + string(p.UID)})
 		})

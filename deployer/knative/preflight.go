@@ -100,17 +100,38 @@ func (r Right) name() string {
 // a namespace object that only administrators may read.
 func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []deployer.Spec) error {
 	ns := t.namespace(scope)
-	if _, err := t.Head(ctx, scope); err != nil && len(deployer.Failures(err)) == 0 {
-		return err // foreign, or not available
+	// All that is looked at first is asked for at once, then judged in this
+	// order: what needs a right that is missing counts for nothing.
+	var (
+		headErr, spaceErr, servicesErr, revisionsErr error
+
+		missing  []string
+		routes   *deployer.Failure
+		services *metav1.PartialObjectMetadataList
+		revs     *servingv1.RevisionList
+		first    errgroup.Group
+	)
+	first.Go(func() error { _, headErr = t.Head(ctx, scope); return nil })
+	first.Go(func() (err error) { missing, err = t.rights(ctx, ns); return err })
+	first.Go(func() (err error) { routes, err = t.mayAskRoutes(ctx); return err })
+	first.Go(func() error {
+		_, spaceErr = once(ctx, t, "read namespace "+ns, func(ctx context.Context) (*corev1.Namespace, error) {
+			return t.kube.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
+		})
+		return nil
+	})
+	if len(units) > 0 {
+		first.Go(func() error { services, servicesErr = t.listNames(ctx, scope); return nil })
+		first.Go(func() error { revs, revisionsErr = t.listRevisions(ctx, scope); return nil })
 	}
-	missing, err := t.rights(ctx, ns)
+	err := first.Wait()
+	if headErr != nil && len(deployer.Failures(headErr)) == 0 {
+		return headErr // foreign, or not available
+	}
 	if err != nil {
 		return err
 	}
-	_, err = once(ctx, t, "read namespace "+ns, func(ctx context.Context) (*corev1.Namespace, error) {
-		return t.kube.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
-	})
-	if errors.Is(err, deployer.ErrNotFound) || slices.ContainsFunc(deployer.Failures(err), func(f *deployer.Failure) bool { return f.Code == deployer.NamespaceMissing }) {
+	if errors.Is(spaceErr, deployer.ErrNotFound) || slices.ContainsFunc(deployer.Failures(spaceErr), func(f *deployer.Failure) bool { return f.Code == deployer.NamespaceMissing }) {
 		return noNamespace(ns) // nothing else can be asked for
 	}
 	var found []error
@@ -118,19 +139,17 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 		slices.Sort(missing)
 		found = append(found, missingRights(ns, "", missing))
 	}
-	f, err := t.mayAskRoutes(ctx)
-	if err != nil {
-		return err
+	if routes != nil {
+		found = append(found, routes)
 	}
-	if f != nil {
-		found = append(found, f)
-	}
-	// What needs a right that is missing can't be looked at yet.
 	may := func(rights ...string) bool {
 		return !slices.ContainsFunc(rights, func(r string) bool { return slices.Contains(missing, r) })
 	}
 	if len(units) > 0 && may("list "+servingServices) {
-		if err := t.names(ctx, scope, units); err != nil {
+		if servicesErr != nil {
+			return servicesErr
+		}
+		if err := freeNames(scope, units, services); err != nil {
 			return err
 		}
 	}
@@ -142,10 +161,11 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 		}
 	}
 	fresh, running := units, map[string]int64{}
-	if may("list revisions.serving.knative.dev") {
-		if fresh, running, err = t.fresh(ctx, scope, units); err != nil {
-			return err
+	if len(units) > 0 && may("list revisions.serving.knative.dev") {
+		if revisionsErr != nil {
+			return revisionsErr
 		}
+		fresh, running = without(units, revs)
 	}
 	checks := []func() ([]*deployer.Failure, error){
 		func() ([]*deployer.Failure, error) { return t.images(ctx, fresh), nil },
@@ -200,17 +220,17 @@ func sameTrouble(err error, f *deployer.Failure) bool {
 	})
 }
 
-// names refuses units whose Services are somebody else's. One look at the
-// names and labels in the namespace answers for all of them.
-func (t *Target) names(ctx context.Context, scope deployer.Scope, units []deployer.Spec) error {
-	list, err := read(ctx, t, "list services", func(ctx context.Context) (*metav1.PartialObjectMetadataList, error) {
+// listNames are the names and labels of the namespace's Services.
+func (t *Target) listNames(ctx context.Context, scope deployer.Scope) (*metav1.PartialObjectMetadataList, error) {
+	return read(ctx, t, "list services", func(ctx context.Context) (*metav1.PartialObjectMetadataList, error) {
 		return t.meta.Resource(servingv1.SchemeGroupVersion.WithResource("services")).Namespace(t.namespace(scope)).List(ctx, metav1.ListOptions{})
 	})
-	if err != nil {
-		return err
-	}
+}
+
+// freeNames refuses units whose Services are somebody else's.
+func freeNames(scope deployer.Scope, units []deployer.Spec, have *metav1.PartialObjectMetadataList) error {
 	labels := map[string]map[string]string{}
-	for _, m := range list.Items {
+	for _, m := range have.Items {
 		labels[m.Name] = m.Labels
 	}
 	for _, u := range units {
@@ -303,22 +323,20 @@ func (t *Target) may(ctx context.Context, ns string, r Right, name, verb string)
 	return got.Status.Allowed, nil
 }
 
-// fresh are the units whose content no revision has yet: only they need their
-// image and room. running are the pods that each Service runs now.
-func (t *Target) fresh(ctx context.Context, scope deployer.Scope, units []deployer.Spec) (fresh []deployer.Spec, running map[string]int64, err error) {
-	if len(units) == 0 {
-		return nil, nil, nil
-	}
+// listRevisions are the scope's revisions.
+func (t *Target) listRevisions(ctx context.Context, scope deployer.Scope) (*servingv1.RevisionList, error) {
 	var with []kn.ListConfig
 	for k, v := range scopeLabels(scope) {
 		with = append(with, kn.WithLabel(k, v))
 	}
-	revs, err := read(ctx, t, "list revisions of "+scope.String(), func(ctx context.Context) (*servingv1.RevisionList, error) {
+	return read(ctx, t, "list revisions of "+scope.String(), func(ctx context.Context) (*servingv1.RevisionList, error) {
 		return t.knative(scope).ListRevisions(ctx, with...)
 	})
-	if err != nil {
-		return nil, nil, err
-	}
+}
+
+// without are the units whose content no revision has yet: only they need
+// their image and room. running are the pods that each Service runs now.
+func without(units []deployer.Spec, revs *servingv1.RevisionList) (fresh []deployer.Spec, running map[string]int64) {
 	have := map[string]bool{}
 	running = map[string]int64{}
 	for _, r := range revs.Items {
@@ -330,7 +348,7 @@ func (t *Target) fresh(ctx context.Context, scope deployer.Scope, units []deploy
 			running[of] = max(running[of], int64(*n))
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(units), func(u deployer.Spec) bool { return have[u.Hash()] }), running, nil
+	return slices.DeleteFunc(slices.Clone(units), func(u deployer.Spec) bool { return have[u.Hash()] }), running
 }
 
 // images looks whether the registry has the units' images.

@@ -84,9 +84,34 @@ func setHead(l *coordination.Lease, h deployer.Head) error {
 	return nil
 }
 
+// lastLease is the scope's Lease as this process wrote it, where it is still
+// of that version as far as anybody here knows; else as the cluster has it,
+// nil: there is none. The cluster decides about the version when it is
+// written.
+func (t *Target) lastLease(ctx context.Context, scope deployer.Scope, version string) (*coordination.Lease, error) {
+	t.mu.Lock()
+	l := t.leases[scope]
+	t.mu.Unlock()
+	if l != nil && l.ResourceVersion == version {
+		return l, nil
+	}
+	return t.getLease(ctx, scope)
+}
+
+// keepLease remembers what was written as long as somebody here holds it.
+func (t *Target) keepLease(scope deployer.Scope, l *coordination.Lease) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l.Spec.HolderIdentity == nil {
+		delete(t.leases, scope)
+		return
+	}
+	t.leases[scope] = l
+}
+
 // SwapHead implements [deployer.Records].
 func (t *Target) SwapHead(ctx context.Context, scope deployer.Scope, h deployer.Head) (deployer.Head, error) {
-	l, err := t.getLease(ctx, scope)
+	l, err := t.lastLease(ctx, scope, h.Version)
 	if err != nil {
 		return deployer.Head{}, err
 	}
@@ -118,6 +143,7 @@ func (t *Target) SwapHead(ctx context.Context, scope deployer.Scope, h deployer.
 	case err != nil:
 		return deployer.Head{}, err
 	}
+	t.keepLease(scope, got)
 	return headOf(got)
 }
 

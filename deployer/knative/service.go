@@ -271,7 +271,7 @@ func (t *Target) SetTraffic(ctx context.Context, f deployer.Fence, service strin
 	if sum != 100 {
 		return fmt.Errorf("knative: shares of service %s add up to %d", service, sum)
 	}
-	_, err := t.write(ctx, f, service, func(svc *servingv1.Service) (*servingv1.Service, error) {
+	svc, err := t.write(ctx, f, service, func(svc *servingv1.Service) (*servingv1.Service, error) {
 		if svc == nil {
 			return nil, fmt.Errorf("knative: service %s: %w", service, deployer.ErrNotFound)
 		}
@@ -297,28 +297,38 @@ func (t *Target) SetTraffic(ctx context.Context, f deployer.Fence, service strin
 	if err != nil {
 		return err
 	}
-	return t.settle(ctx, f.Scope, service)
+	return t.settle(ctx, f.Scope, service, svc.Spec.Traffic)
 }
 
-// settle waits until the route has taken the Service's shares over.
-func (t *Target) settle(ctx context.Context, scope deployer.Scope, service string) error {
-	wait, cancel := context.WithTimeoutCause(ctx, t.cfg.Times.Route, errRoute)
+// settle waits until the route has taken the Service's shares over, which
+// were written as these.
+func (t *Target) settle(ctx context.Context, scope deployer.Scope, service string, written []servingv1.TrafficTarget) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, t.cfg.Times.Route, errRoute)
 	defer cancel()
-	changed := t.watch(wait, scope, routes(service), services(service))
+	wait := t.wait(ctx, scope, service)
 	for {
-		svc, route, err := t.routeOf(wait, scope, service)
-		why := "the cluster does not answer"
-		if err == nil && svc == nil {
-			return fmt.Errorf("knative: service %s: %w", service, deployer.ErrNotFound)
-		}
-		if err == nil {
-			if why = routed(svc, route); why == "" {
-				return nil
+		svc, why, err := look(wait, func(from sight) (*servingv1.Service, string, error) {
+			p, err := from.parts(ctx, service, "")
+			switch {
+			case err != nil:
+				return nil, "", err
+			case p.svc == nil:
+				return nil, "", fmt.Errorf("knative: service %s: %w", service, deployer.ErrNotFound)
+			case from != wait.now && !sameShares(p.svc.Spec.Traffic, written):
+				return p.svc, "the watch has not shown the new shares yet", nil
 			}
-		} else if !passing(err) && !errors.Is(err, errRoute) {
+			return p.svc, routed(p.svc, p.route), nil
+		})
+		switch {
+		case err == nil && why == "":
+			return nil
+		case err == nil:
+		case passing(err) || errors.Is(err, errRoute):
+			why = "the cluster does not answer"
+		default:
 			return err
 		}
-		if err := changed(wait); err != nil {
+		if err := wait.next(ctx); err != nil {
 			if !errors.Is(err, errRoute) {
 				return err
 			}
@@ -398,7 +408,7 @@ func (t *Target) RemoveRevision(ctx context.Context, f deployer.Fence, service, 
 		return t.removeCron(ctx, f, revision)
 	}
 	if dropped {
-		if err := t.settle(ctx, f.Scope, service); err != nil {
+		if err := t.settle(ctx, f.Scope, service, svc.Spec.Traffic); err != nil {
 			return err
 		}
 	}

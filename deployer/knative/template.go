@@ -61,7 +61,6 @@ func template(scope deployer.Scope, s deployer.Spec, revision string, deadline t
 		ImagePullPolicy: corev1.PullIfNotPresent,
 		Env:             environment(s),
 		Resources:       resources,
-		// Knative asks this one itself, many times a second at first.
 		ReadinessProbe:  probe(readyPath),
 		LivenessProbe:   probe(livePath),
 		SecurityContext: restricted(),
@@ -73,6 +72,13 @@ func template(scope deployer.Scope, s deployer.Spec, revision string, deadline t
 		c.ReadinessProbe, c.LivenessProbe = connects(), connects()
 	}
 	c.ReadinessProbe.SuccessThreshold = 1
+	// Where no period is given, Kubernetes asks Knative's container each 10 s
+	// and waits 1 s for its answer: an instance that starts a moment too late
+	// for the first question would stand there for all of them. Half a minute
+	// of silence puts an instance out of use, as it does by default.
+	c.ReadinessProbe.PeriodSeconds = 1
+	c.ReadinessProbe.TimeoutSeconds = 5
+	c.ReadinessProbe.FailureThreshold = 6
 	// A startup probe would let the kubelet ask once a second and make every
 	// cold start up to a second longer. Nobody asks before the budget is over
 	// instead; whether it is over, WaitReady sees by itself.

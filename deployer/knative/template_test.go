@@ -56,8 +56,10 @@ func TestTemplate(t *testing.T) {
 		"non-root":    {*c.SecurityContext.RunAsNonRoot, true},
 		"readiness":   {c.ReadinessProbe.HTTPGet.Path, "/health/readiness"},
 		"liveness":    {c.LivenessProbe.HTTPGet.Path, "/health/liveness"},
-		"budget":      {c.LivenessProbe.InitialDelaySeconds, int32(20)},
-		"pull":        {c.ImagePullPolicy, corev1.PullIfNotPresent},
+		// 0 would be 10 s by Kubernetes' defaults.
+		"asked each second": {c.ReadinessProbe.PeriodSeconds, int32(1)},
+		"budget":            {c.LivenessProbe.InitialDelaySeconds, int32(20)},
+		"pull":              {c.ImagePullPolicy, corev1.PullIfNotPresent},
 		"env": {c.Env, []corev1.EnvVar{
 			{Name: "A", Value: "costs $$5"}, {Name: "B", Value: "2"}, {Name: "FAAS_IMAGE", Value: s.Image.String()}, {Name: "FAAS_KEY", Value: "k1"},
 			{Name: "FAAS_METRICS_PORT", Value: "9095"},
