@@ -136,11 +136,14 @@ func (r *run) stage(ctx context.Context, units []Spec, changes []Change, state S
 	if len(errs) > 0 {
 		return nil, failed(step, errors.Join(errs...))
 	}
-	services, err := r.t.Services(ctx, r.scope)
-	if err != nil {
-		return nil, failed(StepVerify, fmt.Errorf("observe: %w", err))
+	now := state
+	if !addressed(units, changes, state) {
+		services, err := r.t.Services(ctx, r.scope)
+		if err != nil {
+			return nil, failed(StepVerify, fmt.Errorf("observe: %w", err))
+		}
+		now = State{Services: services}
 	}
-	now := State{Services: services}
 	live := make([]Live, len(units))
 	for i, u := range units {
 		svc, _ := now.service(u.Name)
@@ -152,6 +155,18 @@ func (r *run) stage(ctx context.Context, units []Spec, changes []Change, state S
 		}
 	}
 	return live, nil
+}
+
+// addressed reports whether state says where all the units answer: none is
+// new, and none has been hidden since.
+func addressed(units []Spec, changes []Change, state State) bool {
+	for i, u := range units {
+		svc, _ := state.service(u.Name)
+		if changes[i].Action != Unchanged && u.Job == nil && (svc.URL == "" || u.Internal) {
+			return false
+		}
+	}
+	return true
 }
 
 var errGivenUp = errors.New("given up because another unit failed")

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // floorTime is how long floors stay after traffic has moved: an autoscaler
@@ -79,9 +81,22 @@ func (r *run) makeRoom(ctx context.Context, m *moves, c Change, u Live, weight i
 	if !ok {
 		return nil
 	}
-	have, err := r.t.Instances(ctx, r.scope, c.Service, p.old)
-	if err != nil {
-		return fmt.Errorf("count instances of %s: %w", p.old, err)
+	var have, ready int
+	var count errgroup.Group
+	count.Go(func() (err error) {
+		if have, err = r.t.Instances(ctx, r.scope, c.Service, p.old); err != nil {
+			return fmt.Errorf("count instances of %s: %w", p.old, err)
+		}
+		return nil
+	})
+	count.Go(func() (err error) {
+		if ready, err = r.t.Instances(ctx, r.scope, c.Service, p.new); err != nil {
+			return fmt.Errorf("count instances of %s: %w", p.new, err)
+		}
+		return nil
+	})
+	if err := count.Wait(); err != nil {
+		return err
 	}
 	p.most = max(p.most, have)
 	r.mu.Lock()
@@ -96,14 +111,7 @@ func (r *run) makeRoom(ctx context.Context, m *moves, c Change, u Live, weight i
 	if u.Spec.MaxScale > 0 {
 		need = min(need, u.Spec.MaxScale)
 	}
-	if r.o.SkipCapacity || need == 0 {
-		return nil
-	}
-	ready, err := r.t.Instances(ctx, r.scope, c.Service, p.new)
-	if err != nil {
-		return fmt.Errorf("count instances of %s: %w", p.new, err)
-	}
-	if need == 1 && ready >= 1 {
+	if r.o.SkipCapacity || need == 0 || need == 1 && ready >= 1 {
 		return nil
 	}
 	if err := r.t.SetFloor(ctx, r.lease.fence(), c.Service, p.new, need); err != nil {

@@ -12,16 +12,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-containerregistry/pkg/name"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 	networking "knative.dev/networking/pkg/apis/networking/v1alpha1"
 	networkingclient "knative.dev/networking/pkg/client/clientset/versioned"
+	autoscaling "knative.dev/serving/pkg/apis/autoscaling/v1alpha1"
 	servingclient "knative.dev/serving/pkg/client/clientset/versioned"
 
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -71,15 +77,16 @@ func makeReady(t *testing.T, c cluster, ns string, refuse ...string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	t.Cleanup(func() { cancel(); <-done })
+	// Watched, not listed: what this costs shall not grow with all there is.
+	deps := copies(ctx, &appsv1.Deployment{}, c.kube.AppsV1().Deployments(ns))
+	pas := copies(ctx, &autoscaling.PodAutoscaler{}, kn.AutoscalingV1alpha1().PodAutoscalers(ns))
+	ings := copies(ctx, &networking.Ingress{}, net.NetworkingV1alpha1().Ingresses(ns))
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
 			// Errors are conflicts with the controller: the next turn has another try.
-			deps, err := c.kube.AppsV1().Deployments(ns).List(ctx, metav1.ListOptions{})
-			if err != nil {
-				deps = &appsv1.DeploymentList{}
-			}
-			for _, d := range deps.Items {
+			for _, o := range deps.List() {
+				d := o.(*appsv1.Deployment).DeepCopy()
 				if slices.Contains(refuse, d.Labels["serving.knative.dev/revision"]) || d.Status.AvailableReplicas == *d.Spec.Replicas && d.Status.ObservedGeneration == d.Generation {
 					continue
 				}
@@ -88,35 +95,31 @@ func makeReady(t *testing.T, c cluster, ns string, refuse ...string) {
 					Conditions: []appsv1.DeploymentCondition{
 						{Type: appsv1.DeploymentProgressing, Status: corev1.ConditionTrue}, {Type: appsv1.DeploymentAvailable, Status: corev1.ConditionTrue},
 					}}
-				_, _ = c.kube.AppsV1().Deployments(ns).UpdateStatus(ctx, &d, metav1.UpdateOptions{})
+				_, _ = c.kube.AppsV1().Deployments(ns).UpdateStatus(ctx, d, metav1.UpdateOptions{})
 			}
-			pas, err := kn.AutoscalingV1alpha1().PodAutoscalers(ns).List(ctx, metav1.ListOptions{})
-			if err == nil {
-				for _, pa := range pas.Items {
-					if slices.Contains(refuse, pa.Name) || pa.IsReady() {
-						continue
-					}
-					pa.Status.InitializeConditions()
-					pa.Status.MarkSKSReady()
-					pa.Status.MarkScaleTargetInitialized()
-					pa.Status.MarkActive()
-					pa.Status.ServiceName, pa.Status.MetricsServiceName, pa.Status.ObservedGeneration = pa.Name, pa.Name+"-private", pa.Generation
-					_, _ = kn.AutoscalingV1alpha1().PodAutoscalers(ns).UpdateStatus(ctx, &pa, metav1.UpdateOptions{})
+			for _, o := range pas.List() {
+				pa := o.(*autoscaling.PodAutoscaler).DeepCopy()
+				if slices.Contains(refuse, pa.Name) || pa.IsReady() {
+					continue
 				}
+				pa.Status.InitializeConditions()
+				pa.Status.MarkSKSReady()
+				pa.Status.MarkScaleTargetInitialized()
+				pa.Status.MarkActive()
+				pa.Status.ServiceName, pa.Status.MetricsServiceName, pa.Status.ObservedGeneration = pa.Name, pa.Name+"-private", pa.Generation
+				_, _ = kn.AutoscalingV1alpha1().PodAutoscalers(ns).UpdateStatus(ctx, pa, metav1.UpdateOptions{})
 			}
-			ings, err := net.NetworkingV1alpha1().Ingresses(ns).List(ctx, metav1.ListOptions{})
-			if err == nil {
-				for _, in := range ings.Items {
-					if in.IsReady() && in.Status.ObservedGeneration == in.Generation {
-						continue
-					}
-					in.Status.InitializeConditions()
-					in.Status.MarkNetworkConfigured()
-					lb := []networking.LoadBalancerIngressStatus{{DomainInternal: "ingress.lab.svc.cluster.local"}}
-					in.Status.MarkLoadBalancerReady(lb, lb)
-					in.Status.ObservedGeneration = in.Generation
-					_, _ = net.NetworkingV1alpha1().Ingresses(ns).UpdateStatus(ctx, &in, metav1.UpdateOptions{})
+			for _, o := range ings.List() {
+				in := o.(*networking.Ingress).DeepCopy()
+				if in.IsReady() && in.Status.ObservedGeneration == in.Generation {
+					continue
 				}
+				in.Status.InitializeConditions()
+				in.Status.MarkNetworkConfigured()
+				lb := []networking.LoadBalancerIngressStatus{{DomainInternal: "ingress.lab.svc.cluster.local"}}
+				in.Status.MarkLoadBalancerReady(lb, lb)
+				in.Status.ObservedGeneration = in.Generation
+				_, _ = net.NetworkingV1alpha1().Ingresses(ns).UpdateStatus(ctx, in, metav1.UpdateOptions{})
 			}
 			select {
 			case <-time.After(50 * time.Millisecond):
@@ -124,6 +127,20 @@ func makeReady(t *testing.T, c cluster, ns string, refuse ...string) {
 			}
 		}
 	}()
+}
+
+// copies are the objects of one kind in a namespace, kept up to date until ctx
+// ends.
+func copies[L runtime.Object](ctx context.Context, kind runtime.Object, from interface {
+	List(context.Context, metav1.ListOptions) (L, error)
+	Watch(context.Context, metav1.ListOptions) (apiwatch.Interface, error)
+}) cache.Store {
+	i := cache.NewSharedInformer(&cache.ListWatch{
+		ListWithContextFunc:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return from.List(ctx, o) },
+		WatchFuncWithContext: from.Watch,
+	}, kind, 0)
+	go i.RunWithContext(klog.NewContext(ctx, logr.Discard()))
+	return i.GetStore()
 }
 
 // as is the API server for a user with only these rights in the namespace.

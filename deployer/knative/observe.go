@@ -191,6 +191,10 @@ func (f fresh) parts(ctx context.Context, service, revision string) (p parts, er
 	return p, group.Wait()
 }
 
+func (f fresh) job(ctx context.Context, service, revision string) (*batchv1.CronJob, error) {
+	return f.t.getJob(ctx, f.scope, service, revision)
+}
+
 func (f fresh) pods(ctx context.Context, revision string) ([]corev1.Pod, error) {
 	return f.t.pods(ctx, f.scope, revision)
 }
@@ -292,7 +296,7 @@ func (w *waiter) look(ctx context.Context, from sight) (rev deployer.Revision, w
 	svc, route, r := p.svc, p.route, p.rev
 	if r == nil || svc == nil {
 		if svc == nil {
-			if job, err := w.t.getJob(ctx, w.scope, w.service, w.revision); err != nil || job != nil {
+			if job, err := from.job(ctx, w.service, w.revision); err != nil || job != nil {
 				if err != nil {
 					return rev, "", err
 				}

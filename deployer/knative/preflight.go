@@ -177,7 +177,7 @@ func (t *Target) Preflight(ctx context.Context, scope deployer.Scope, units []de
 		checks = append(checks, func() ([]*deployer.Failure, error) { return t.room(ctx, ns, online(fresh), running) })
 	}
 	if may("get "+servingServices, "create "+servingServices, "update "+servingServices) {
-		checks = append(checks, func() ([]*deployer.Failure, error) { return t.rehearse(ctx, scope, online(fresh)) })
+		checks = append(checks, func() ([]*deployer.Failure, error) { return t.rehearse(ctx, scope, online(fresh), services) })
 	}
 	if may("create " + cronJobs) {
 		checks = append(checks, func() ([]*deployer.Failure, error) { return t.rehearseJobs(ctx, scope, fresh) })
@@ -478,12 +478,15 @@ func tooMuch(q corev1.ResourceQuota, units []deployer.Spec, running map[string]i
 // all its defaults, webhooks and policies, and lets it write nothing. That is
 // also the test of Knative's version and features: what they do not know they
 // refuse.
-func (t *Target) rehearse(ctx context.Context, scope deployer.Scope, units []deployer.Spec) ([]*deployer.Failure, error) {
+//
+// have are the names of the namespace's Services, nil where nobody knows them.
+func (t *Target) rehearse(ctx context.Context, scope deployer.Scope, units []deployer.Spec, have *metav1.PartialObjectMetadataList) ([]*deployer.Failure, error) {
 	results := make([]*deployer.Failure, len(units))
 	var group errgroup.Group
 	group.SetLimit(parallel)
 	for i, u := range units {
-		group.Go(func() (err error) { results[i], err = t.rehearseOne(ctx, scope, u); return err })
+		fresh := have != nil && !slices.ContainsFunc(have.Items, func(m metav1.PartialObjectMetadata) bool { return m.Name == u.Name })
+		group.Go(func() (err error) { results[i], err = t.rehearseOne(ctx, scope, u, fresh); return err })
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
@@ -491,10 +494,13 @@ func (t *Target) rehearse(ctx context.Context, scope deployer.Scope, units []dep
 	return slices.DeleteFunc(results, func(f *deployer.Failure) bool { return f == nil }), nil
 }
 
-func (t *Target) rehearseOne(ctx context.Context, scope deployer.Scope, u deployer.Spec) (*deployer.Failure, error) {
-	svc, err := t.getService(ctx, scope, u.Name)
-	if err != nil {
-		return nil, err
+// rehearseOne rehearses one unit; fresh says that it has no Service.
+func (t *Target) rehearseOne(ctx context.Context, scope deployer.Scope, u deployer.Spec, fresh bool) (_ *deployer.Failure, err error) {
+	var svc *servingv1.Service
+	if !fresh {
+		if svc, err = t.getService(ctx, scope, u.Name); err != nil {
+			return nil, err
+		}
 	}
 	// A name that no revision ever has: attempts count from 1.
 	revision := u.RevisionName(1) + "-0"

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kn "knative.dev/client/pkg/serving/v1"
@@ -277,16 +278,23 @@ func (t *Target) SetTraffic(ctx context.Context, f deployer.Fence, service strin
 		}
 		// Who may see the Service follows the traffic, in the same write. What
 		// has to stay inside gets no tag on one that is open.
+		revs := make([]*servingv1.Revision, len(all))
+		var group errgroup.Group
+		for i, s := range all {
+			group.Go(func() (err error) {
+				revs[i], err = t.getRevision(ctx, f.Scope, service, s.Revision)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return nil, err
+		}
 		hide, hidden := false, map[string]bool{}
-		for _, s := range all {
-			rev, err := t.getRevision(ctx, f.Scope, service, s.Revision)
-			if err != nil {
-				return nil, err
-			}
-			if rev == nil {
+		for i, s := range all {
+			if revs[i] == nil {
 				return nil, fmt.Errorf("knative: revision %s: %w", s.Revision, deployer.ErrNotFound)
 			}
-			hidden[s.Revision] = isInternal(rev)
+			hidden[s.Revision] = isInternal(revs[i])
 			hide = hide || hidden[s.Revision] && s.Percent > 0
 		}
 		keep := slices.DeleteFunc(slices.Clone(all), func(s deployer.Share) bool { return !hide && hidden[s.Revision] })

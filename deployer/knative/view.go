@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -24,6 +25,8 @@ type sight interface {
 	// parts are a Service, its Route and one of its revisions, each nil where
 	// there is none.
 	parts(ctx context.Context, service, revision string) (parts, error)
+	// job is the revision of a job's unit; nil: there is none.
+	job(ctx context.Context, service, revision string) (*batchv1.CronJob, error)
 	pods(ctx context.Context, revision string) ([]corev1.Pod, error)
 	// events are those of the pods that have trouble.
 	events(ctx context.Context, pods []corev1.Pod) []corev1.Event
@@ -203,6 +206,9 @@ func (v *view) parts(_ context.Context, service, revision string) (parts, error)
 	}
 	return p, nil
 }
+
+// job implements [sight]: nobody waits long for a job.
+func (v *view) job(context.Context, string, string) (*batchv1.CronJob, error) { return nil, nil }
 
 func (v *view) pods(_ context.Context, revision string) ([]corev1.Pod, error) {
 	found, err := v.allPods.GetIndexer().ByIndex(byRevision, revision)
