@@ -40,6 +40,27 @@ type Policy struct {
 // DefaultKeepWarm is how long replaced revisions stay ready.
 const DefaultKeepWarm = 10 * time.Minute
 
+// Pauses is how long the way from step next, counted from 0, lasts at least:
+// until the release has all of the traffic, or a person is asked.
+func (p Policy) Pauses(next int) time.Duration {
+	all := Rollout{OnDeath: OnDeathRestore}.steps(p)
+	var sum time.Duration
+	for _, s := range all[min(next, len(all)):] {
+		if s.Approval {
+			break
+		}
+		if s.Weight == 100 {
+			continue
+		}
+		pause := s.Pause
+		if p.Analysis != nil {
+			pause = max(pause, p.Analysis.WithDefaults().Interval)
+		}
+		sum += pause
+	}
+	return sum
+}
+
 // Weight is one step of a canary: a share in percent, and what follows it.
 type Weight struct {
 	Weight int `json:"weight"`

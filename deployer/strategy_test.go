@@ -35,6 +35,25 @@ func traffic(t *testing.T, c *deployertest.Cluster, service string) map[string]i
 	return out
 }
 
+// Until the end, or until a person is asked.
+func TestPauses(t *testing.T) {
+	steps := []deployer.Weight{{Weight: 5, Pause: time.Minute}, {Weight: 30, Pause: 2 * time.Minute}, {Weight: 50, Approval: true}, {Weight: 80, Pause: 4 * time.Minute}, {Weight: 100, Pause: time.Hour}}
+	p := deployer.Policy{Strategy: deployer.Canary, Steps: steps}
+	judged := p
+	judged.Analysis = &analysis.Criteria{Interval: 90 * time.Second}
+	direct := p
+	direct.Strategy = deployer.Direct
+	for _, tc := range []struct {
+		p    deployer.Policy
+		next int
+		want time.Duration
+	}{{p, 0, 3 * time.Minute}, {p, 1, 2 * time.Minute}, {p, 2, 0}, {p, 3, 4 * time.Minute}, {p, 9, 0}, {judged, 0, 210 * time.Second}, {direct, 0, 0}} {
+		if got := tc.p.Pauses(tc.next); got != tc.want {
+			t.Errorf("%s from step %d: %s, want %s", tc.p.Strategy, tc.next, got, tc.want)
+		}
+	}
+}
+
 // The weight never moves before the new revision has the instances that its
 // share of the old one's load needs, whatever the strategy; and the old one
 // keeps its own, so that the way back is as safe.

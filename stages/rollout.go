@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/deployer/analysis"
@@ -64,6 +65,52 @@ func (r *Runner) Prometheus(ctx context.Context) (analysis.Prometheus, error) {
 	return (&state{Runner: r}).prometheus(ctx)
 }
 
+// fits asserts that the job lasts until the rollout is over: GitLab ends it in
+// the middle otherwise, and all that has moved is put back. pauses are certain;
+// ready is how long the revisions may take before.
+func (s *state) fits(pauses, ready time.Duration) error {
+	if s.Job.Deadline.IsZero() {
+		return nil
+	}
+	left := s.Job.Deadline.Sub(s.now()).Round(time.Second)
+	limit := fmt.Sprintf("GitLab ends this job in %s (CI_JOB_TIMEOUT)", left)
+	needs := (pauses + ready).Round(time.Minute) + 10*time.Minute
+	next := fmt.Sprintf("give the job timeout: %d minutes in .gitlab-ci.yml (and the runner as much), shorten the pauses, or write pause: approval, where a person goes on in another job", int(needs.Minutes()))
+	switch {
+	case pauses >= left:
+		return &usererr.Error{
+			Code: usererr.CodeEnvironment, What: "fit the rollout into the job",
+			Err: fmt.Errorf("rollout.steps takes at least %s, and %s", pauses, limit), Next: next,
+		}
+	case pauses+ready >= left:
+		s.Log.Warn("the rollout may take %s (readyTimeout %s, pauses %s), and %s, which takes it back: %s", pauses+ready, ready, pauses, limit, next)
+	}
+	return nil
+}
+
+// fitsWhatWaits is fits for the release that a promotion goes on with.
+func (s *state) fitsWhatWaits(ctx context.Context, t deployer.Target, scope deployer.Scope) error {
+	if s.Job.Deadline.IsZero() {
+		return nil
+	}
+	h, err := t.Head(ctx, scope)
+	if err != nil {
+		return err
+	}
+	id, next := h.Staged, 0
+	if h.Rollout != nil {
+		id, next = h.Rollout.To, h.Rollout.Next
+	}
+	if id == "" {
+		return nil
+	}
+	rel, err := t.Release(ctx, scope, id)
+	if err != nil {
+		return err
+	}
+	return s.fits(rel.Policy.Pauses(next), 0)
+}
+
 // waits tells of a release that is not live yet, and how it gets there.
 func (s *state) waits(out deployer.Outcome) error {
 	s.result.Release, s.result.Awaiting = out.ID, out.Awaiting
@@ -103,6 +150,9 @@ func promoteRelease(ctx context.Context, s *state) (string, error) {
 	}
 	if p, err := s.project(ctx); err == nil { // a broken faas.yml is not in the way
 		o.ReadyTimeout, o.Keep = p.Rollout.ReadyTimeout.Std(), p.Rollout.Keep
+	}
+	if err := s.fitsWhatWaits(ctx, t, scope); err != nil {
+		return "", err
 	}
 	out, err := deployer.Promote(ctx, t, scope, s.Job.Pipeline.IID, o)
 	if errors.Is(err, deployer.ErrNotFound) {

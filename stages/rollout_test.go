@@ -1,12 +1,14 @@
 package stages
 
 import (
+	"bytes"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/kuroko-faas/kuroko/bundle"
+	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/deployer/analysis"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
@@ -44,6 +46,34 @@ func TestPolicyOfEverything(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// A rollout that the job's limit ends is refused; one that it may end, told.
+func TestRolloutFitsTheJob(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, tc := range []struct {
+		limit, pauses, ready time.Duration
+		refused, told        bool
+	}{
+		{0, 5 * time.Hour, time.Hour, false, false}, // not in a job
+		{time.Hour, 59 * time.Minute, time.Minute, false, true},
+		{time.Hour, 40 * time.Minute, 5 * time.Minute, false, false},
+		{time.Hour, time.Hour, 0, true, false},
+		{10 * time.Minute, 0, 15 * time.Minute, false, true},
+	} {
+		var log bytes.Buffer
+		s := &state{Runner: &Runner{Log: ci.Log{W: &log, Now: time.Now}, World: World{Now: func() time.Time { return now }}}}
+		if tc.limit > 0 {
+			s.Job.Deadline = now.Add(tc.limit)
+		}
+		err := s.fits(tc.pauses, tc.ready)
+		if (err != nil) != tc.refused || strings.Contains(log.String(), "may take") != tc.told {
+			t.Errorf("%+v: %v, log %q", tc, err, log.String())
+		}
+		if e := usererr.Of(err); err != nil && !strings.Contains(e.Next, "timeout: 70 minutes") {
+			t.Errorf("%+v: next %q", tc, e.Next)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -71,6 +72,15 @@ func planDeploy(ctx context.Context, s *state) (string, error) {
 	}
 	s.deploy = &deploy
 	s.lines(deploy.String())
+	if deploy.Changed() {
+		var pauses time.Duration
+		if state.Head.Live != "" { // a first release shares no traffic
+			pauses = deploy.Deploy.Policy.Pauses(0)
+		}
+		if err := s.fits(pauses, p.Rollout.ReadyTimeout.Std()); err != nil {
+			return "", err
+		}
+	}
 	return "", writeWork(s.Job.Dir, fileDeployPlan, deploy)
 }
 

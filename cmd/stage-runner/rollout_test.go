@@ -64,7 +64,15 @@ func TestCanary(t *testing.T) {
 		}
 	}
 
-	l.write(map[string]string{"index.js": "exports.handler = async () => ({greeting: 'servus'});\n"})
+	// Pauses that the job does not live through are refused before anything moves.
+	l.write(map[string]string{
+		"faas.yml": strings.Replace(canary, "pause: 1s", "pause: 40m", 1),
+		"index.js": "exports.handler = async () => ({greeting: 'servus'});\n",
+	})
+	l.newPipeline()
+	l.refused(l.run(whole, "CI_JOB_STARTED_AT="+time.Now().UTC().Format(time.RFC3339), "CI_JOB_TIMEOUT=1800"), 1, "takes at least 40m0s", "timeout: 55 minutes")
+
+	l.write(map[string]string{"faas.yml": canary})
 	l.newPipeline()
 	o := l.ok(whole)
 	if !strings.Contains(o.log, "good at 30 %") || !strings.Contains(o.log, "30 % to ") {
