@@ -19,8 +19,13 @@ lab-conformance: $(LAB) ## public conformance suites against the lab's ingress (
 lab-test = test $(1) $(if $(RUN),--run '$(RUN)') $(PKG)
 test-api: $(LAB) ## tests beside a real API server with Knative's webhook and controller (no root)
 	$(call lab-run,$(call lab-test,api))
-e2e: $(LAB) ## tests in the full lab, which is started for them (root)
+# Real pipelines run on real base images; without them those tests are skipped
+# and say so.
+node-images = @$(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null || true
+e2e: build $(LAB) ## tests in the full lab, which is started for them (root)
+	$(node-images)
 	$(call lab-run,$(call lab-test,e2e))
-e2e-long: $(LAB) ## e2e with its longer runs, and the ingress conformance suites
+e2e-long: build $(LAB) ## e2e with its longer runs, and the ingress conformance suites
+	$(node-images)
 	$(call lab-run,$(call lab-test,e2e --long))
 	$(call lab-run,conformance)

@@ -43,7 +43,12 @@ func newLab(t testing.TB) *lab {
 // newLabWith is newLab whose bundle has these files in place of its own.
 func newLabWith(t testing.TB, files map[string]string) *lab {
 	t.Helper()
-	started := devtest.Start(t)
+	return labOf(t, devtest.Start(t), files)
+}
+
+// labOf is newLabWith on services that were started.
+func labOf(t testing.TB, started devtest.Lab, files map[string]string) *lab {
+	t.Helper()
 	started.Publish(t, devenv.Release{Files: files}, "test", "prod")
 	l := &lab{t: t, services: started.Services, started: started, dir: t.TempDir()}
 	l.environ = []string{
@@ -202,8 +207,8 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-func get(url string) (status int, body string, err error) {
-	resp, err := http.Get(url)
+func get(client *http.Client, url string) (status int, body string, err error) {
+	resp, err := client.Get(url)
 	if err != nil {
 		return 0, "", err
 	}

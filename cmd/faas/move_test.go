@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,10 +18,11 @@ import (
 // new unit is proven, as a cluster's gateway does. It learns of that from the
 // deploy's log.
 type gateway struct {
-	base string // of the local target
+	client *http.Client
+	unit   func(name string) string // its address
 
 	mu    sync.RWMutex
-	where map[string]string // function → unit's service
+	where map[string]string // function → unit
 
 	to   map[string][]string // unit → functions, of the release under way
 	line bytes.Buffer
@@ -44,7 +46,7 @@ func (g *gateway) Write(p []byte) (int, error) {
 		// Requests under way to the old place end first.
 		g.mu.Lock()
 		for _, f := range g.to[unit] {
-			g.where[f] = "shop-" + unit
+			g.where[f] = unit
 		}
 		g.mu.Unlock()
 	}
@@ -53,8 +55,8 @@ func (g *gateway) Write(p []byte) (int, error) {
 func (g *gateway) ask(function string) error {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	url := fmt.Sprintf("%s/%s/%s", g.base, g.where[function], function)
-	status, body, err := get(url)
+	url := g.unit(g.where[function]) + "/" + function
+	status, body, err := get(g.client, url)
 	if want := fmt.Sprintf("%q", function); err != nil || status != 200 || !strings.Contains(body, want) {
 		return fmt.Errorf("GET %s: %d %s %v", url, status, body, err)
 	}
@@ -65,20 +67,27 @@ func (g *gateway) ask(function string) error {
 // without an answer.
 func TestMoveUnderLoad(t *testing.T) {
 	l := newLab(t)
-	tree := newTree()
+	moveUnderLoad(l, http.DefaultClient, newTree(), func(unit string) string { return l.services.TargetURL + "/shop-" + unit })
+}
+
+// moveUnderLoad moves the tree's functions through all the modes, and asks for
+// each of them meanwhile, at the units' addresses.
+func moveUnderLoad(l *lab, client *http.Client, tree *tree, unit func(name string) string) {
+	t := l.t
+	t.Helper()
 	tree.mode = "independent"
 	l.write(tree.files())
 	first := l.apply()
-	g := &gateway{where: map[string]string{}, to: map[string][]string{}}
+	g := &gateway{client: client, unit: unit, where: map[string]string{}, to: map[string][]string{}}
 	for _, u := range first.Result.URLs {
-		g.where[u.Function] = "shop-" + u.Unit
-		g.base, _, _ = strings.Cut(u.URL, "/shop-")
+		g.where[u.Function] = u.Unit
 	}
 
 	var asked, failed atomic.Int64
 	var example atomic.Value
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
+	start := time.Now()
 	const perSecond = 200
 	tick := time.NewTicker(time.Second / perSecond)
 	defer tick.Stop()
@@ -136,7 +145,11 @@ func TestMoveUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	clients.Wait()
-	t.Logf("%d requests, functions moved: %s", asked.Load(), strings.Join(moves, ", "))
+	reached := float64(asked.Load()) / time.Since(start).Seconds()
+	t.Logf("%d requests, %.0f a second (asked for %d), functions moved: %s", asked.Load(), reached, perSecond, strings.Join(moves, ", "))
+	if failed.Load() == 0 && reached < 1 {
+		t.Errorf("no request failed, but this machine asks too few to say anything: %.1f a second", reached)
+	}
 	if failed.Load() > 0 {
 		t.Errorf("%d of %d requests failed, such as %v", failed.Load(), asked.Load(), example.Load())
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 
@@ -59,7 +60,7 @@ functions:
 		t.Errorf("a new base made %+v", rep.Result)
 	}
 	for _, f := range []string{"list", "quote"} {
-		if status, body, err := get(l.url(rep, f)); err != nil || status != 200 || !strings.Contains(body, f) {
+		if status, body, err := get(http.DefaultClient, l.url(rep, f)); err != nil || status != 200 || !strings.Contains(body, f) {
 			t.Errorf("%s answers %d %s %v", f, status, body, err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -143,7 +144,7 @@ func TestAnyEditsEndInAnEmptyPlan(t *testing.T) {
 		}
 		for _, f := range tree.functions {
 			want := fmt.Sprintf(`{"name":%q,"version":%d,"shared":%d}`, f, tree.version["functions/"+f+"/index.js"], tree.version["lib/shared.js"])
-			if status, body, err := get(l.url(rep, f)); err != nil || status != 200 || body != want {
+			if status, body, err := get(http.DefaultClient, l.url(rep, f)); err != nil || status != 200 || body != want {
 				t.Errorf("step %d, %s: %s answers %d %s %v, want %s", step, what, f, status, body, err, want)
 			}
 		}

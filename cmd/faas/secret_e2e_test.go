@@ -3,50 +3,23 @@
 package main
 
 import (
-	"context"
-	"crypto/rand"
-	"fmt"
-	"os"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
 )
 
 // A person keeps a service's secrets without kubectl: the command that a
 // deploy's message names sets what was missing, nothing shows a value, and
 // what is not the service's stays.
 func TestSecretCommands(t *testing.T) {
-	file := os.Getenv("KUBECONFIG")
-	if file == "" {
-		t.Skip("needs the lab: KUBECONFIG is not set; make e2e sets it")
-	}
-	r, err := clientcmd.BuildConfigFromFlags("", file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kube, err := kubernetes.NewForConfig(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns := "test-" + strings.ToLower(rand.Text()[:8])
-	if _, err := kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		if err := kube.CoreV1().Namespaces().Delete(ctx, ns, metav1.DeleteOptions{}); err != nil {
-			t.Error(err)
-		}
-	})
-	l := newLabWith(t, map[string]string{"platform/clusters.yml": fmt.Sprintf(
-		"version: 1\nclusters:\n  lab: {kind: knative, registry: %s, namespace: %s}\nenvironments: {test: {cluster: lab}}\n", os.Getenv("KUROKO_LAB_REGISTRY"), ns)})
-	l.environ = append(l.environ, "KUBECONFIG="+file, "GITLAB_USER_LOGIN=ann")
+	cluster := devtest.NewCluster(t)
+	kube, ns := cluster.Kube, cluster.Namespace
+	l := labOf(t, cluster.Start(t), nil)
+	l.environ = append(l.environ, "KUBECONFIG="+cluster.Kubeconfig, "GITLAB_USER_LOGIN=ann")
 	l.write(map[string]string{
 		"faas.yml": "version: 1\nservice: shop\nprovider: {runtime: nodejs18, secrets: {TOKEN: shop/token, THEIRS: by-hand/token}}\nfunctions: {a: {handler: a.handler}}\n",
 		"a.js":     "exports.handler = () => 1",

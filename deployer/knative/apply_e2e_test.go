@@ -492,6 +492,55 @@ func TestInternalUnit(t *testing.T) {
 	outside("hidden again", 404)
 }
 
+// Of ten units one is changed: it alone gets a revision, and the cluster's
+// objects of the others are not written.
+func TestOneUnitOfTenChanges(t *testing.T) {
+	c := lab(t)
+	ns := c.namespace(t)
+	k, scope := target(t, c), scopeIn(ns)
+	one := image(t, "one")
+	units := make([]deployer.Spec, 10)
+	for i := range units {
+		units[i] = unit(fmt.Sprintf("u%d", i), one)
+	}
+	if _, err := deploy(t, k, scope, 1, units...); err != nil {
+		t.Fatal(err)
+	}
+	written := func() map[string]int64 {
+		t.Helper()
+		all, err := c.serve.Services(ns).List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(all.Items) != len(units) {
+			t.Fatalf("%d services, %v; want %d", len(all.Items), err, len(units))
+		}
+		out := map[string]int64{}
+		for _, s := range all.Items {
+			out[s.Name] = s.Generation
+		}
+		return out
+	}
+	before := written()
+	units[4] = round(units[4], 2)
+	out, err := deploy(t, k, scope, 2, units...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range out.Changes {
+		if want := change.Unit == "u4"; (change.Action == deployer.Update) != want || (change.Action == deployer.Unchanged) == want {
+			t.Errorf("change %+v", change)
+		}
+	}
+	for name, generation := range written() {
+		if (generation != before[name]) != (name == "app-u4") {
+			t.Errorf("%s has generation %d, had %d", name, generation, before[name])
+		}
+	}
+	revisions, err := c.serve.Revisions(ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(revisions.Items) != len(units)+1 {
+		t.Errorf("%d revisions, %v; want %d", len(revisions.Items), err, len(units)+1)
+	}
+	c.unharmed(t, k, scope, out.Release)
+}
+
 // Other bounds alone, as from a new bundle's defaults, are a new revision of
 // the same image.
 func TestScaleAlone(t *testing.T) {

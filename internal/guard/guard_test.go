@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -82,6 +83,41 @@ func TestPackagesAreDocumented(t *testing.T) {
 		}
 	}
 }
+
+// What docs/scenarios.md says can happen is shown by the tests that it names.
+func TestScenariosHaveTheirTests(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "docs", "scenarios.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	walk(t, func(path string) {
+		if !strings.HasSuffix(path, "_test.go") {
+			return
+		}
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range testFunc.FindAllStringSubmatch(string(text), -1) {
+			there[m[1]] = true
+		}
+	})
+	named := testName.FindAllStringSubmatch(string(page), -1)
+	if len(named) < 20 {
+		t.Fatalf("the page names %d tests only; does this test look for the right words?", len(named))
+	}
+	for _, m := range named {
+		if !there[m[1]] {
+			t.Errorf("docs/scenarios.md names %s, which is no test", m[1])
+		}
+	}
+}
+
+var (
+	testFunc = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	testName = regexp.MustCompile("`(Test\\w+)`")
+)
 
 // packages maps a folder to the imports of its Go files.
 func packages(t *testing.T, tests bool) map[string][]string {
