@@ -12,7 +12,7 @@ const files = { 'index.js': `
 ` };
 
 test('SIGTERM: readiness fails first, what runs ends, preStop runs, exit 0', async (t) => {
-  const p = await launch(t, { files, functions: [fn('quick'), fn('held')], env: { FAAS_DRAIN_DELAY_MS: '3000' } });
+  const p = await launch(t, { files, functions: [fn('quick'), fn('held')], env: { FAAS_DRAIN_DELAY_MS: '6000' } });
   const agent = new http.Agent({ keepAlive: true });
   t.after(() => agent.destroy());
   assert.strictEqual((await p.request('/quick', { agent })).text, 'quick');

@@ -103,16 +103,16 @@ test('what a handler gets as context', async (t) => {
   const files = { 'index.js': `
     exports.a = async (event, c) => { c.logger.warn('careful %d', 3, { order: 7, requestId: 'forged' }); return {
       ...JSON.parse(JSON.stringify(c)), remaining: c.getRemainingTimeInMillis(), aborted: c.signal.aborted }; };` };
-  const functions = [fn('a', { timeoutMs: 60000, routes: [{ path: '/a', timeoutMs: 1500 }] })];
+  const functions = [fn('a', { timeoutMs: 60000, routes: [{ path: '/a', timeoutMs: 14500 }] })];
   const env = { K_REVISION: 'hello-main-1', K_SERVICE: 'hello-main', FAAS_IMAGE: 'r/i@sha256:1', FAAS_KEY: 'k1' };
   const p = await launch(t, { files, functions, env });
   const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01';
   const c = (await p.request('/a', { headers: { traceparent, 'x-request-id': 'i' } })).json();
-  assert.ok(c.remaining > 0 && c.remaining <= 1500);
+  assert.ok(c.remaining > 0 && c.remaining <= 14500);
   assert.ok(c.memoryLimitInMB > 0);
   assert.deepStrictEqual(
     [c.requestId, c.awsRequestId, c.functionName, c.functionVersion, c.invokedAlias, c.traceparent, c.aborted, c.function.timeout, c.service.name],
-    ['i', 'i', 'a', 'hello-main-1', '', traceparent, false, 2, 'hello-main']);
+    ['i', 'i', 'a', 'hello-main-1', '', traceparent, false, 15, 'hello-main']);
   assert.deepStrictEqual(c.platform, { unit: 'main', revision: 'hello-main-1', image: 'r/i@sha256:1', key: 'k1', mark: '', route: '/a' });
   const line = await p.line((l) => l.msg === 'careful 3');
   assert.deepStrictEqual([line.level, line.requestId, line.function, line.revision, line.order], ['warn', 'i', 'a', 'hello-main-1', 7]);

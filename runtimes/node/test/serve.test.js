@@ -136,7 +136,8 @@ test('concurrency is per function, and nobody waits for ever', async (t) => {
     exports.free = async () => { const n = open.length; open.splice(0).forEach((r) => r()); return String(n); };
     exports.stuck = async () => { console.log('in stuck'); await new Promise(() => {}); };
   ` };
-  const p = await launch(t, { files, functions: [fn('one', { concurrency: 1 }), fn('free'), fn('stuck', { concurrency: 1, timeoutMs: 600 })] });
+  const p = await launch(t, { files, functions: [fn('one', { concurrency: 1 }), fn('free'), 
+    fn('stuck', { concurrency: 1, routes: [{ path: '/stuck', timeoutMs: 60000 }, { path: '/brief', timeoutMs: 30 }] }), fn('over', { handler: 'index.stuck', concurrency: 1, timeoutMs: 30 })] });
   const free = async () => {
     while ((await p.request('/free')).text === '0');
   };
@@ -145,12 +146,17 @@ test('concurrency is per function, and nobody waits for ever', async (t) => {
   await free();
   await free();
   assert.deepStrictEqual((await both).map((r) => r.text), ['1', '1']);
+  // Who finds the slot taken waits for his own time-out.
+  p.request('/stuck').catch(() => {}); // it ends with the process
+  await p.line((l) => l.msg === 'in stuck' && l.function === 'stuck');
+  const brief = await p.request('/brief');
+  assert.deepStrictEqual([brief.status, brief.json().errorType], [503, 'Overloaded']);
   // A handler that never ends keeps its slot for one more time-out only.
-  const first = p.request('/stuck');
-  await p.line((l) => l.msg === 'in stuck');
-  const statuses = (await Promise.all([first, p.request('/stuck')])).map((r) => [r.status, r.json().errorType]);
-  assert.deepStrictEqual(statuses, [[504, 'Timeout'], [503, 'Overloaded']]);
-  await p.line((l) => /its slot is given to others/.test(l.msg));
-  assert.strictEqual((await p.request('/stuck')).status, 504);
-  assert.strictEqual(p.lines.filter((l) => l.msg === 'in stuck').length, 2);
+  for (const id of ['over-1', 'over-2']) {
+    const over = await p.request('/over', { headers: { 'x-request-id': id } });
+    assert.deepStrictEqual([over.status, over.json().errorType], [504, 'Timeout']);
+    await p.line((l) => l.msg === 'in stuck' && l.requestId === id);
+    await p.line((l) => /its slot is given to others/.test(l.msg) && l.requestId === id);
+  }
+  assert.strictEqual(p.lines.filter((l) => l.msg === 'in stuck' && l.function === 'stuck').length, 1);
 });

@@ -44,7 +44,7 @@ test('a timer calls a function, and only with the key', async (t) => {
   assert.strictEqual((await p.request('/x', { headers: { 'x-faas-timer': key }, body: 'no json' })).status, 400);
 
   await t.test('fire makes the call and ends with its outcome', async (t) => {
-    const env = (name, more) => ({ FAAS_FIRE: JSON.stringify({ url: `http://127.0.0.1:${p.port}`, headers: { 'x-request-id': `fire-${name}` }, timeoutMs: 5000 }), FAAS_TIMER: JSON.stringify({ ...timer, function: name }), FAAS_TIMER_KEY: key, FAAS_JOB_NAME: 'shop-a-1-29400000', ...more });
+    const env = (name, more) => ({ FAAS_FIRE: JSON.stringify({ url: `http://127.0.0.1:${p.port}`, headers: { 'x-request-id': `fire-${name}` }, timeoutMs: 60000 }), FAAS_TIMER: JSON.stringify({ ...timer, function: name }), FAAS_TIMER_KEY: key, FAAS_JOB_NAME: 'shop-a-1-29400000', ...more });
     const good = await run(t, { files: {}, unit: '', env: env('a') });
     assert.strictEqual(good.code, 0, good.p.stderr);
     assert.match(good.p.stdout, /function a answered 204/);
