@@ -107,6 +107,49 @@ func TestImageWithWhiteouts(t *testing.T) {
 	}
 }
 
+// Servers that share a folder of layers, also ones that start at once, unpack
+// each layer for all, and none takes it from the others.
+func TestSharedLayers(t *testing.T) {
+	w := newWorld(t)
+	layers := filepath.Join(t.TempDir(), "layers")
+	c := &counting{blobs: map[string]int{}}
+	begin := func() *local.Server {
+		o := options(t.TempDir())
+		o.Transport, o.Layers = c, layers
+		s, err := local.Start(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { end(t, s) })
+		return s
+	}
+	one, two := begin(), begin()
+	if mode, why := one.Sandbox(); mode == "none" {
+		t.Skipf("layers are kept apart in sandboxes only: %s", why)
+	}
+	var both sync.WaitGroup
+	for _, s := range []*local.Server{one, two} {
+		both.Go(func() {
+			if _, err := deployer.Deploy(t.Context(), local.Dial(s.Socket()), deployer.Plan{Scope: scope, Pipeline: 1, Units: []deployer.Spec{unit("a", w.one)}}, quick); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	both.Wait()
+	before := c.count()
+	three := begin()
+	deploy(t, local.Dial(three.Socket()), 1, unit("a", w.one))
+	if n := c.count() - before; n != 1 {
+		t.Errorf("%d blobs were read for an image whose layers are there, want its configuration: %v", n, c.blobs)
+	}
+	for _, s := range []*local.Server{one, two, three} {
+		get(t, s.URL()+"/app-a/") // fails the test when it doesn't answer
+	}
+	if left, _ := filepath.Glob(filepath.Join(layers, ".tmp-*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func TestLongFolderNames(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long-", 20), strings.Repeat("name-", 20))
 	s, err := local.Start(t.Context(), local.Options{Dir: dir, Sandbox: "none"})

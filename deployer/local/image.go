@@ -34,6 +34,7 @@ import (
 // A folder appears under its name only when it is complete.
 type images struct {
 	dir      string
+	shared   string // in place of layers; other servers use it too
 	keychain authn.Keychain
 	rt       http.RoundTripper
 	limits   limits
@@ -137,6 +138,9 @@ func (c *images) read(ref name.Digest) (imageRecord, error) {
 }
 
 func (c *images) layerDir(diffID string) string {
+	if c.shared != "" {
+		return filepath.Join(c.shared, hexOf(diffID))
+	}
 	return filepath.Join(c.dir, "layers", hexOf(diffID))
 }
 
@@ -316,10 +320,16 @@ func (c *images) unpack(dir string, fill func(*os.Root) error, finish func(tmp s
 	if err := finish(tmp); err != nil {
 		return err
 	}
-	if err := removeTree(dir); err != nil { // an incomplete one of an older version
-		return err
+	if filepath.Dir(dir) != c.shared {
+		if err := removeTree(dir); err != nil { // an incomplete one of an older version
+			return err
+		}
 	}
-	return os.Rename(tmp, dir)
+	err = os.Rename(tmp, dir)
+	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) {
+		return removeTree(tmp) // another server was first with the same
+	}
+	return err
 }
 
 // tmpPrefix marks what a start may remove.
@@ -412,7 +422,7 @@ func (c *images) sweep(inUse map[string]name.Digest) error {
 			keep[hexOf(d)] = true
 		}
 	}
-	for _, sub := range []string{"layers", "whole", "images"} {
+	for _, sub := range []string{"layers", "whole", "images"} { // never those that are shared
 		entries, err := os.ReadDir(filepath.Join(c.dir, sub))
 		if errors.Is(err, os.ErrNotExist) {
 			continue

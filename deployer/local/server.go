@@ -46,6 +46,10 @@ type Options struct {
 	// Addr is where requests are served; default 127.0.0.1:0. A port that was
 	// chosen by the system is kept over restarts while it is free.
 	Addr string
+	// Layers is where layers are unpacked; default: a folder in Dir. Servers of
+	// one user may share a folder, so that each layer is unpacked once; what is
+	// in it is never removed then.
+	Layers string
 	// Sandbox is auto (also when empty), root, userns or none.
 	Sandbox string
 	// Keychain has the credentials for pulling; default: those of the docker
@@ -179,7 +183,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.images = &images{
-		dir: filepath.Join(dir, "cache"), keychain: o.Keychain, rt: o.Transport,
+		dir: filepath.Join(dir, "cache"), shared: o.Layers, keychain: o.Keychain, rt: o.Transport,
 		limits: limits{o.MaxImageBytes, o.MaxImageFiles}, owners: os.Geteuid() == 0,
 	}
 	say := func(format string, args ...any) {

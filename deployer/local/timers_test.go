@@ -33,7 +33,7 @@ func TestClock(t *testing.T) {
 	main.Timed = true
 	sum.Job = &deployer.Job{Completions: 1, Parallelism: 1}
 	tick := deployer.Timer{Function: "tick", Service: main.Name, Name: "every 1m", Schedule: "* * * * *", Payload: "p", Overlap: "skip"}
-	sum1 := deployer.Timer{Function: "sum", Service: sum.Name, Name: "0 2 1 1 *", Schedule: "0 2 1 1 *", Timezone: "Asia/Shanghai", Payload: `{"sleep":1}`, Overlap: "skip"}
+	sum1 := deployer.Timer{Function: "sum", Service: sum.Name, Name: "0 2 1 1 *", Schedule: "0 2 1 1 *", Timezone: "Asia/Shanghai", Payload: `{"sleep":3}`, Overlap: "skip"}
 	out, err := deployer.Deploy(t.Context(), target, deployer.Plan{Scope: scope, Pipeline: 1, Units: []deployer.Spec{main, sum}, Timers: []deployer.Timer{tick, sum1}}, quick)
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestClock(t *testing.T) {
 		result, err = target.FollowRun(t.Context(), scope, run, func(l string) { lines = append(lines, l) })
 		return err == nil
 	})
-	if result.Succeeded != 1 || !strings.Contains(strings.Join(lines, "\n"), `ran {"sleep":1}`) {
+	if result.Succeeded != 1 || !strings.Contains(strings.Join(lines, "\n"), `ran {"sleep":3}`) {
 		t.Errorf("run %s: %+v\n%s", run, result, lines)
 	}
 	skipped := fmt.Sprintf("sum-%s-%d", sum1.Key(), night.AddDate(1, 0, 0).Unix()/60)
