@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	sandbox.Main()
-	os.Exit(m.Run())
+	os.Exit(devtest.Main(m))
 }
 
 // lab is a platform on this machine and a developer's work tree.

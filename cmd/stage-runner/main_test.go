@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -28,7 +27,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	os.Exit(devtest.Main(m))
 }
 
 // lab is a platform and one repository of functions.
@@ -49,9 +48,11 @@ functions:
   hello: {handler: index.handler, events: [{http: {path: /hello}}]}
 `
 
-// newLab starts the embedded services.
+// newLab starts the embedded services. Each test has its own, and most of them
+// wait most of the time: for pauses, locks, programs that start.
 func newLab(t *testing.T) *lab {
 	t.Helper()
+	t.Parallel()
 	return labOf(t, devtest.Start(t))
 }
 
@@ -385,7 +386,7 @@ func TestStoreAndRegistryFail(t *testing.T) {
 	digest := l.publish(devenv.Release{})
 
 	// Nobody there, and nothing to stand in.
-	o := l.run("prepare", "FAAS_PLATFORM_URL=http://"+closedPort(t))
+	o := l.run("prepare", "FAAS_PLATFORM_URL=http://"+closedPort)
 	l.refused(o, 75, "E1201", "tried")
 	if o.report.Exit != 75 || o.report.Outcome != "failed" || o.report.Error.Code != "E1201" || !strings.HasPrefix(o.stdout, `{"version":1,"outcome":"failed"`) {
 		t.Errorf("no report of a job without a bundle: %+v, stdout %s", o.report, o.stdout)
@@ -413,7 +414,7 @@ func TestStoreAndRegistryFail(t *testing.T) {
 
 func TestRegistryFails(t *testing.T) {
 	l := newLab(t)
-	dead := strings.ReplaceAll(l.services.ClustersFile("test"), l.services.Registry, closedPort(t))
+	dead := strings.ReplaceAll(l.services.ClustersFile("test"), l.services.Registry, closedPort)
 	l.publish(devenv.Release{Files: map[string]string{"platform/clusters.yml": dead}})
 	l.refused(l.run("prepare,build"), 75, "E1302")
 }
@@ -549,16 +550,9 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// closedPort is an address on loopback that nobody listens on.
-func closedPort(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
+// closedPort is an address on loopback that nobody listens on, and that the
+// system gives to no other test.
+const closedPort = "127.0.0.1:1"
 
 // packOf reads which pack a manifest names.
 func packOf(t *testing.T, l *lab, manifest string) string {

@@ -21,6 +21,7 @@ import (
 // newServers is [newLab] with an example's files and its runtime's images.
 func newServers(t *testing.T, runtime, example string) *lab {
 	t.Helper()
+	t.Parallel()
 	l := &lab{t: t, dir: t.TempDir(), started: devtest.Start(t, runtime)}
 	l.services, l.platform = l.started.Services, l.started.Platform
 	if example != "" {

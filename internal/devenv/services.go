@@ -41,6 +41,9 @@ type Services struct {
 // BucketURL is the address that bundles are read from, without credentials.
 func (s Services) BucketURL() string { return s.OSS + "/" + s.Bucket }
 
+// blobs is where the registry keeps its blobs.
+func (s Services) blobs() string { return filepath.Join(s.Dir, "registry") }
+
 // Server holds the running services. OSSD is exported for tests that inject
 // faults.
 type Server struct {
@@ -56,12 +59,18 @@ type Server struct {
 // Data is kept in dir. The process must have called sandbox.Main. sandbox is
 // auto, root, userns or none.
 func Start(ctx context.Context, dir, sandbox string) (*Server, error) {
+	return StartSharing(ctx, dir, sandbox, "")
+}
+
+// StartSharing is [Start] for servers that keep the unpacked layers of images
+// in one folder, so that those of base images are unpacked once.
+func StartSharing(ctx context.Context, dir, sandbox, layers string) (*Server, error) {
 	ctx, stop := context.WithCancel(ctx)
 	s := &Server{stop: stop, done: make(chan error, 3)}
 	s.Services = Services{
 		Dir: dir, Region: "cn-local-1", Bucket: "platform", AccessKeyID: "devenv", AccessKeySecret: "devenv-secret", PID: os.Getpid(),
 	}
-	err := s.start(ctx, sandbox)
+	err := s.start(ctx, sandbox, layers)
 	if err != nil {
 		stop()
 		return nil, err
@@ -69,7 +78,7 @@ func Start(ctx context.Context, dir, sandbox string) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) start(ctx context.Context, sandbox string) error {
+func (s *Server) start(ctx context.Context, sandbox, layers string) error {
 	var err error
 	if s.OSSD, err = ossd.New(filepath.Join(s.Dir, "oss")); err != nil {
 		return err
@@ -86,7 +95,7 @@ func (s *Server) start(ctx context.Context, sandbox string) error {
 	s.OSS = "http://" + ossLn.Addr().String()
 	go func() { s.done <- s.OSSD.Serve(ctx, ossLn) }()
 
-	blobs := filepath.Join(s.Dir, "registry")
+	blobs := s.blobs()
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return err
 	}
@@ -100,7 +109,7 @@ func (s *Server) start(ctx context.Context, sandbox string) error {
 	context.AfterFunc(ctx, func() { web.Close() })
 	go func() { s.done <- web.Serve(regLn) }()
 
-	s.target, err = local.Start(ctx, local.Options{Dir: filepath.Join(s.Dir, "target"), Sandbox: sandbox})
+	s.target, err = local.Start(ctx, local.Options{Dir: filepath.Join(s.Dir, "target"), Layers: layers, Sandbox: sandbox})
 	if err != nil {
 		return err
 	}
@@ -137,6 +146,7 @@ func (s Services) PushBaseImages(ctx context.Context, cache string, runtimes ...
 		if err != nil {
 			return "", err
 		}
+		s.link(images, image)
 		_, ref, err := images.Push(ctx, image, "", repo, remote.WithContext(ctx))
 		if err != nil {
 			return "", err
@@ -170,6 +180,23 @@ func (s Services) PushBaseImages(ctx context.Context, cache string, runtimes ...
 		}
 	}
 	return all, nil
+}
+
+// link gives the registry an image's blobs without copying them: a push finds
+// them there. What can't be linked, on another disk say, is pushed as ever.
+func (s Services) link(images debian.Builder, image string) {
+	img, err := images.Find(image, "")
+	if err != nil {
+		return // the push says why
+	}
+	dir := filepath.Join(s.blobs(), "sha256")
+	if os.MkdirAll(dir, 0o755) != nil {
+		return
+	}
+	files, _ := filepath.Glob(filepath.Join(img.Path, "blobs", "sha256", "*")) // the pattern is sound
+	for _, f := range files {
+		_ = os.Link(f, filepath.Join(dir, filepath.Base(f)))
+	}
 }
 
 // ClustersFile is a clusters.yml whose only cluster is these services, for

@@ -4,6 +4,7 @@ package devtest
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -23,6 +24,28 @@ type Lab struct {
 	Images map[string]bundle.Images
 
 	clusters func(environments ...string) string
+}
+
+// layersDir names the environment variable with the folder that [Main] made.
+const layersDir = "DEVTEST_LAYERS"
+
+// Main runs a program's tests with one folder for the layers that all their
+// targets unpack: base images are large, and the same in every test.
+func Main(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "devtest-layers-")
+	if err == nil {
+		err = os.Setenv(layersDir, dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code := m.Run()
+	if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
 }
 
 // Start starts the embedded services until the test ends, with the images of
@@ -49,7 +72,7 @@ func start(t testing.TB, cluster *Cluster, runtimes []string) Lab {
 		t.Skip("no cache folder, so no base images: ", err)
 	}
 	var l Lab
-	if l.Services, err = devenv.Start(t.Context(), t.TempDir(), "auto"); err != nil {
+	if l.Services, err = devenv.StartSharing(t.Context(), t.TempDir(), "auto", os.Getenv(layersDir)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
