@@ -104,6 +104,7 @@ esac
 }
 
 func TestTwoJobPipelineOfTheExample(t *testing.T) {
+	t.Parallel()
 	s := server(t)
 	c := hello(t, s, "develop")
 	r, err := c.Run(t.Context(), gitlabci.Pipeline{Path: []string{fakeRunner(t, 0)}})
@@ -137,6 +138,7 @@ func TestTwoJobPipelineOfTheExample(t *testing.T) {
 // gitlab-ci-local copies a file that is included twice at the same time, and
 // the later copy may fail because the file is there. (Seen on a busy machine.)
 func TestIncludeFetchedTwice(t *testing.T) {
+	t.Parallel()
 	s := server(t)
 	c := hello(t, s, "develop")
 	bin := fakeRunner(t, 0)
@@ -160,6 +162,7 @@ func TestIncludeFetchedTwice(t *testing.T) {
 
 // TestTemplateInputs includes the template once per way to use it.
 func TestTemplateInputs(t *testing.T) {
+	t.Parallel()
 	s := server(t)
 	c := hello(t, s, "main")
 	include := func(inputs ...string) {
@@ -209,6 +212,7 @@ func TestTemplateInputs(t *testing.T) {
 
 // With graph: approval a person starts the job that makes live.
 func TestApprovalGraph(t *testing.T) {
+	t.Parallel()
 	s := server(t)
 	c := hello(t, s, "main")
 	text := "include:\n  - {project: platform/faas-ci, ref: v1, file: /ci-templates/faas.gitlab-ci.yml, inputs: {environment: prod, branch: main, graph: approval}}\n"
