@@ -106,7 +106,7 @@ func sweep(c *cli.Context, getenv func(string) string) error {
 	}
 	var looked atomic.Int64
 	looked.Store(time.Now().UnixNano())
-	stop, err := serveHealth(c.String("health"), func() time.Duration { return time.Since(time.Unix(0, looked.Load())) }, c.Duration("every"))
+	_, stop, err := serveHealth(c.String("health"), func() time.Duration { return time.Since(time.Unix(0, looked.Load())) }, c.Duration("every"))
 	if err != nil {
 		return err
 	}
@@ -194,14 +194,15 @@ func sweepOnce(ctx context.Context, t *knative.Target, s *deployer.Sweeper, log 
 	return nil
 }
 
-// serveHealth answers /healthz while the last look is recent. stop ends it.
-func serveHealth(addr string, age func() time.Duration, every time.Duration) (stop func(), err error) {
+// serveHealth answers /healthz at addr while the last look is recent; at is
+// the address that it got. stop ends it.
+func serveHealth(addr string, age func() time.Duration, every time.Duration) (at string, stop func(), err error) {
 	if addr == "" {
-		return func() {}, nil
+		return "", func() {}, nil
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, &usererr.Error{Code: usererr.CodeUnable, What: "serve health", Err: err, Next: "choose another --health address"}
+		return "", nil, &usererr.Error{Code: usererr.CodeUnable, What: "serve health", Err: err, Next: "choose another --health address"}
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -215,7 +216,7 @@ func serveHealth(addr string, age func() time.Duration, every time.Duration) (st
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() { _ = srv.Serve(ln) }() // ends with Close
-	return func() { _ = srv.Close() }, nil
+	return ln.Addr().String(), func() { _ = srv.Close() }, nil
 }
 
 // sweepLine is one line of the watchdog's log.

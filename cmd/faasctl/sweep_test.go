@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -58,14 +57,8 @@ func TestSweepLogIsLinesOfJSON(t *testing.T) {
 }
 
 func TestHealthFollowsTheLastLook(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
 	age := time.Second
-	stop, err := serveHealth(addr, func() time.Duration { return age }, 5*time.Second)
+	addr, stop, err := serveHealth("127.0.0.1:0", func() time.Duration { return age }, 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
