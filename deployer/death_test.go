@@ -100,6 +100,7 @@ func stories() map[string]struct {
 // watch checks after every call that what could be reached before can be
 // reached still.
 func watch(t *testing.T, c *deployertest.Cluster, units ...string) func(string) {
+	tick := hourly("tick", "a").Key()
 	return func(verb string) {
 		for _, u := range units {
 			if rev, err := c.Route(scope, "shop-"+u); err != nil {
@@ -113,7 +114,7 @@ func watch(t *testing.T, c *deployertest.Cluster, units ...string) func(string) 
 		if err != nil {
 			t.Error(err)
 		}
-		if !slices.ContainsFunc(timers, func(o deployer.ObservedTimer) bool { return o.Key == hourly("tick", "a").Key() }) {
+		if !slices.ContainsFunc(timers, func(o deployer.ObservedTimer) bool { return o.Key == tick }) {
 			t.Errorf("after %s the timer that all releases have is gone", verb)
 		}
 	}
