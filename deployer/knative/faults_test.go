@@ -1,6 +1,7 @@
 package knative
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -140,6 +142,10 @@ func TestNobodyListens(t *testing.T) {
 // A proxy's login page, half an answer, somebody else's annotation: an error,
 // never the zero Head, which would mean that nothing is live.
 func TestLies(t *testing.T) {
+	var aside bytes.Buffer
+	defer klog.CaptureState().Restore()
+	klog.LogToStderr(false)
+	klog.SetOutput(&aside)
 	page := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>please log in") }
 	half := func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -153,6 +159,11 @@ func TestLies(t *testing.T) {
 		if h, err := k.Head(t.Context(), scope); err == nil {
 			t.Errorf("%s: head %+v without an error", name, h)
 		}
+	}
+	// The error says it all: the client library's own log is nobody's.
+	klog.Flush()
+	if aside.Len() > 0 {
+		t.Errorf("logged aside: %s", aside.String())
 	}
 }
 
