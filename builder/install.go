@@ -23,7 +23,7 @@ func (b *build) npmInstall(ctx context.Context, manifest, lock []byte) (*layer.L
 		return nil, err
 	}
 	defer done()
-	from, stop, err := b.relay()
+	from, stop, err := b.e.Relay(d.Registry)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (b *build) pipInstall(ctx context.Context, lock []byte, why error) (*layer.
 		return nil, err
 	}
 	defer done()
-	index, stop, err := b.relay()
+	index, stop, err := b.e.Relay(d.Registry)
 	if err != nil {
 		return nil, err
 	}

@@ -20,12 +20,12 @@ import (
 // own address; package archives are of another type.
 const maxRelayed = 64 << 20
 
-// relay shows the package registry to an installer on a loopback address. It
-// adds the credentials, so that they are nowhere an install script could read
-// them. Where there are none the registry's own address is as good.
-func (b *build) relay() (address string, stop func(), err error) {
-	address = b.req.Dependencies.Registry
-	if b.e.o.Authorize == nil || address == "" {
+// Relay shows a package registry to an installer on a loopback address, until
+// stop is called. It adds the credentials, so that they are nowhere an install
+// script could read them. Where there are none the registry's own address is as
+// good.
+func (e *Layers) Relay(address string) (here string, stop func(), err error) {
+	if e.o.Authorize == nil || address == "" {
 		return address, func() {}, nil
 	}
 	registry, err := url.Parse(address)
@@ -39,13 +39,13 @@ func (b *build) relay() (address string, stop func(), err error) {
 	own := &url.URL{Scheme: "http", Host: ln.Addr().String()}
 	origin := registry.Scheme + "://" + registry.Host
 	proxy := &httputil.ReverseProxy{
-		Transport: b.e.o.Transport,
+		Transport: e.o.Transport,
 		ErrorLog:  log.New(io.Discard, "", 0),
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = registry.Scheme, registry.Host, registry.Host
 			r.Out.Header.Del("Authorization")
 			r.Out.Header.Del("Accept-Encoding")
-			b.e.o.Authorize(r.Out)
+			e.o.Authorize(r.Out)
 		},
 		ModifyResponse: func(r *http.Response) error {
 			if to := r.Header.Get("Location"); strings.HasPrefix(to, origin+"/") {
@@ -62,9 +62,9 @@ func (b *build) relay() (address string, stop func(), err error) {
 		proxy.ServeHTTP(w, r)
 	})}
 	go srv.Serve(ln)
-	here := *registry
-	here.Scheme, here.Host, here.User = own.Scheme, own.Host, nil
-	return here.String(), func() { srv.Close() }, nil
+	shown := *registry
+	shown.Scheme, shown.Host, shown.User = own.Scheme, own.Host, nil
+	return shown.String(), func() { srv.Close() }, nil
 }
 
 // hereInstead puts another origin for the registry's into its lists of

@@ -35,7 +35,10 @@ type Command struct {
 	Env []string
 	// Dir is the folder that it works in, and all of the caller's that it can
 	// write to. Inside it is [InsideDir].
-	Dir            string
+	Dir string
+	// Home are files that its home has, by name: settings of programs. The home
+	// is removed with the command.
+	Home           map[string][]byte
 	Stdout, Stderr io.Writer // may be nil, and may be one
 	// Notice is told what takes long before it begins; nil is silence.
 	Notice func(string)
@@ -132,7 +135,7 @@ func (e *Layers) runHere(ctx context.Context, c Command, why string) (Ran, error
 	}
 	defer rootfs.Remove(home)
 	tmp := filepath.Join(home, "tmp")
-	if err := os.Mkdir(tmp, 0o700); err != nil {
+	if err := errors.Join(os.Mkdir(tmp, 0o700), furnish(home, c.Home)); err != nil {
 		return ran, fmt.Errorf("builder: %w", err)
 	}
 	return ran, run.Command{Path: program, Args: c.Argv[1:], Dir: c.Dir, Stdout: c.Stdout, Stderr: c.Stderr,
@@ -220,12 +223,18 @@ func (e *Layers) runInside(ctx context.Context, c Command, mode sandbox.Mode) (e
 	if err := errors.Join(os.Chmod(scratch, 0o755), os.Mkdir(home, 0o755), os.Mkdir(tmp, 0o755), os.Chmod(tmp, 0o777|fs.ModeSticky)); err != nil {
 		return err
 	}
+	if err := furnish(home, c.Home); err != nil {
+		return err
+	}
 	at := "/home/nonroot"
 	if mode == sandbox.Root {
 		if uid == 0 {
 			at = "/root" // Java asks the user database
 		}
-		if err := os.Lchown(home, uid, gid); err != nil {
+		err := filepath.WalkDir(home, func(p string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(p, uid, gid))
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -274,6 +283,17 @@ func (e *Layers) enter(ctx context.Context, s *registry.Session, c Command, imag
 		return nil, nil, err
 	}
 	return p, tree, nil
+}
+
+// furnish writes a home's files.
+func furnish(home string, files map[string][]byte) error {
+	for file, data := range files {
+		p := filepath.Join(home, file)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, data, 0o644)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inside is who the command is. Root gives up its rights for good, so it is

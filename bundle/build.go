@@ -425,8 +425,8 @@ func (m *Meta) check(doc *yamlDoc, has func(dir string) bool) {
 	for _, kind := range slices.Sorted(maps.Keys(m.Mirrors)) {
 		u, err := url.Parse(m.Mirrors[kind])
 		switch {
-		case kind != "npm" && kind != "pip":
-			doc.badf([]string{"mirrors", kind}, "%q is not one of: npm, pip", kind)
+		case kind != "npm" && kind != "pip" && kind != "maven":
+			doc.badf([]string{"mirrors", kind}, "%q is not one of: npm, pip, maven", kind)
 		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
 			doc.badf([]string{"mirrors", kind}, "not a web address")
 		case u.User != nil:

@@ -136,7 +136,7 @@ type Meta struct {
 	Docs     string             `yaml:"docs,omitempty"`
 	Runner   *Runner            `yaml:"runner,omitempty"`
 	Runtimes map[string]Runtime `yaml:"runtimes,omitempty"`
-	// Mirrors are where packages come from, by kind (npm, pip), instead of
+	// Mirrors are where packages come from, by kind (npm, pip, maven), instead of
 	// what a job's machine is set up for. Addresses without credentials.
 	Mirrors map[string]string `yaml:"mirrors,omitempty"`
 }

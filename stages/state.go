@@ -39,6 +39,10 @@ type World struct {
 	Verify  func(ctx context.Context, ref name.Reference, keys *attest.Verifier) ([]builder.Verified, error)
 	// Installs says whether dependencies need the package manager itself.
 	Installs func(d *builder.Dependencies) bool
+	// MavenMirror is the same for Java's; "" is Maven's own place.
+	MavenMirror func(ctx context.Context) (string, error)
+	// Relay shows a package registry on a loopback address, with credentials.
+	Relay func(address string) (here string, stop func(), err error)
 	// Run runs a command of the repository in a build image.
 	Run func(ctx context.Context, c builder.Command) (builder.Ran, error)
 	// Target opens the deploy target of a site.
@@ -112,6 +116,9 @@ func (s *state) project(context.Context) (*project.Project, error) {
 		return nil, projectError(problems)
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := withConvention(p, s.Job.Dir); err != nil {
 		return nil, err
 	}
 	s.proj = p

@@ -362,12 +362,12 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 	if err != nil {
 		return err
 	}
-	vars := []string{"CI=true"}
-	// npm reads the machine's configuration from a home that the command does
-	// not have.
-	if registry, err := s.mirror(ctx, "npm", s.World.NPMRegistry); err == nil && registry != "" {
-		vars = append(vars, "npm_config_registry="+registry)
+	vars, home, stop, err := s.registries(ctx, p)
+	if err != nil {
+		return err
 	}
+	defer stop()
+	vars = append(vars, "CI=true")
 	for k, v := range p.Build.Env {
 		vars = append(vars, k+"="+v)
 	}
@@ -375,7 +375,7 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 	out := &lineWriter{log: s.Log}
 	defer out.flush()
 	ran, err := s.World.Run(ctx, builder.Command{
-		Image: image, Argv: []string{"/bin/sh", "-c", line}, Env: vars, Dir: s.Job.Dir, Stdout: out, Stderr: out,
+		Image: image, Argv: []string{"/bin/sh", "-c", line}, Env: vars, Dir: s.Job.Dir, Home: home, Stdout: out, Stderr: out,
 		Notice: func(text string) { s.Log.Printf("%s", text) },
 	})
 	if ran.Sandbox != "" {
@@ -384,6 +384,55 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 		s.tellWhere(ran, "commands of the repository")
 	}
 	return err
+}
+
+// registries are where a command's package managers find the packages: as
+// variables, and as files of its home. They read the machine's configuration
+// from places that the command does not see. A registry that nothing names is
+// left to them.
+func (s *state) registries(ctx context.Context, p *project.Project) (vars []string, home map[string][]byte, stop func(), err error) {
+	var stops []func()
+	stop = func() {
+		for _, f := range stops {
+			f()
+		}
+	}
+	used := map[string]bool{}
+	for _, f := range p.Functions {
+		used[f.Language] = true
+	}
+	for _, k := range []struct {
+		language, kind string
+		machine        func(context.Context) (string, error)
+		tell           func(address string)
+	}{
+		{"node", "npm", s.World.NPMRegistry, func(a string) {
+			vars = append(vars, "npm_config_registry="+a, "npm_config_replace_registry_host=always")
+		}},
+		{"python", "pip", s.World.PipIndex, func(a string) { vars = append(vars, "PIP_INDEX_URL="+a) }},
+		{"java", "maven", s.World.MavenMirror, func(a string) { home = map[string][]byte{".m2/settings.xml": mavenSettings(a)} }},
+	} {
+		if !used[k.language] {
+			continue
+		}
+		address, err := s.mirror(ctx, k.kind, k.machine)
+		var unset *usererr.Error
+		if errors.As(err, &unset) || err == nil && address == "" {
+			continue
+		}
+		if err != nil {
+			stop()
+			return nil, nil, nil, err
+		}
+		here, done, err := s.World.Relay(address)
+		if err != nil {
+			stop()
+			return nil, nil, nil, err
+		}
+		stops = append(stops, done)
+		k.tell(here)
+	}
+	return vars, home, stop, nil
 }
 
 // tellWhere tells people where foreign commands ran.

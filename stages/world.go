@@ -51,7 +51,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	w := World{
 		Engines: map[string]builder.Engine{EngineLayer: layers},
 		Exists:  layers.Find,
-		Run:     layers.Run, Installs: layers.Installs,
+		Run:     layers.Run, Installs: layers.Installs, Relay: layers.Relay,
 		Inspect: layers.Inspect, Rebase: layers.Rebase, Verify: layers.Verify,
 		Target: func(ctx context.Context, s bundle.Site) (Target, error) {
 			if s.Cluster.Kind == bundle.KindDirectory {
@@ -65,6 +65,10 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 		PipIndex: func(ctx context.Context) (string, error) {
 			index, err := pipIndex(ctx, getenv)
 			return index, errors.Join(err, withoutCredentials(index))
+		},
+		MavenMirror: func(context.Context) (string, error) {
+			mirror := getenv("MAVEN_MIRROR_URL")
+			return mirror, withoutCredentials(mirror)
 		},
 		Layout: builder.Layout,
 		Now:    time.Now,

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder/pip/piptest"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
 	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
+	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
 // newServers is [newLab] with an example's files and its runtime's images.
@@ -239,4 +242,73 @@ HTTPServer(("", int(os.environ["PORT"])), Handler).serve_forever()
 	l.newPipeline()
 	l.write(map[string]string{"faas.yml": plain + ", layers: ['builtin:nope']}\n"})
 	l.refused(l.run(whole), 1, "builtin:nope", "builtin:ffmpeg")
+}
+
+// A pom.xml alone is enough: Maven of the build image compiles and copies the
+// libraries, which are a layer of their own. The repository's password stays
+// outside.
+func TestMavenBuild(t *testing.T) {
+	if os.Getenv("KUROKO_TEST_IMAGES") == "" {
+		t.Skip("runs Maven twice, which takes half a minute: set KUROKO_TEST_IMAGES=1")
+	}
+	const repo = "/usr/share/maven-repo"
+	for _, f := range []string{"org/apache/maven/plugins/maven-dependency-plugin/2.8", "org/apache/maven/plugins/maven-compiler-plugin/3.1", "org/apache/maven/plugins/maven-resources-plugin/2.6", "org/apache/commons/commons-lang3/3.12.0"} {
+		if _, err := os.Stat(filepath.Join(repo, f)); err != nil {
+			t.Skip("needs Debian's Maven repository with libmaven-{dependency,compiler,resources}-plugin-java: ", err)
+		}
+	}
+	l := newServers(t, "java17", "hello-java")
+	if mode, why := sandbox.Detect(t.Context()); mode == sandbox.None {
+		t.Skip("needs namespaces: ", why)
+	}
+	const token = "t0ken-of-the-repository"
+	files := http.FileServer(http.Dir(repo))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); password != token {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	netrc := filepath.Join(t.TempDir(), "netrc")
+	if err := os.WriteFile(netrc, []byte("machine 127.0.0.1 login ci password "+token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	main := "src/main/java/com/example/hello/Hello.java"
+	code, err := os.ReadFile(filepath.Join(l.dir, main))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.write(map[string]string{
+		main:       strings.ReplaceAll(string(code), `"{\"greeting\":\"hello from Java\"}"`, `org.apache.commons.lang3.StringUtils.capitalize("hello from maven")`),
+		"faas.yml": "version: 1\nservice: hello-java\nprovider: {runtime: java17, contract: app}\nfunctions:\n  hello: {handler: com.example.hello.Hello, events: [{http: {path: /hello}}]}\npackage: {exclude: [\"src/**\"]}\n",
+		"pom.xml": `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>com.example</groupId><artifactId>hello</artifactId><version>1</version>
+<properties><maven.compiler.source>17</maven.compiler.source><maven.compiler.target>17</maven.compiler.target><project.build.sourceEncoding>UTF-8</project.build.sourceEncoding></properties>
+<dependencies><dependency><groupId>org.apache.commons</groupId><artifactId>commons-lang3</artifactId><version>3.12.0</version></dependency></dependencies></project>`,
+	})
+	env := []string{"MAVEN_MIRROR_URL=" + srv.URL, "NETRC=" + netrc}
+	l.newPipeline()
+	o := l.ok(whole, env...)
+	if _, body, _ := l.get(o.report.Result.URLs[0].URL + "/hello"); body != "Hello from maven" {
+		t.Errorf("got %q, log:\n%s", body, o.log)
+	}
+	if strings.Contains(o.log+o.stdout, token) {
+		t.Error("the log tells the token")
+	}
+	// Equal inputs are the same image.
+	l.newPipeline()
+	o = l.ok("prepare,test,build", env...)
+	if !o.report.Result.Images[0].Reused {
+		t.Errorf("built again:\n%s", o.log)
+	}
+	if !regexp.MustCompile(`sandbox: namespaces, build image sha256:`).MatchString(o.log) {
+		t.Errorf("the log does not say where Maven ran:\n%s", o.log)
+	}
+	// Gradle is planned, and said to be.
+	l.newPipeline()
+	os.Remove(filepath.Join(l.dir, "pom.xml"))
+	l.write(map[string]string{"build.gradle": "plugins { id 'java' }\n"})
+	l.refused(l.run("prepare,test,build", env...), 1, "build.gradle", "planned", "build: {command:")
 }
