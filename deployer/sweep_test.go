@@ -303,6 +303,43 @@ func TestSweepRename(t *testing.T) {
 	})
 }
 
+// A record that never went live is forgotten after an hour; one that is live,
+// was, or waits for a person stays.
+func TestSweepForgetsWhatNeverWentLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := prepared(t, history)
+		waits := plan(3, unit("a", "a3"), unit("b", "b1"), unit("gone", "aa"))
+		waits.Policy.Strategy = deployer.Manual
+		staged := deploy(t, c, waits)
+		h, _ := c.Head(t.Context(), scope)
+		ids := func() []string {
+			t.Helper()
+			all, err := c.Releases(t.Context(), scope)
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(all)
+			return all
+		}
+		before := ids()
+		dead := deployer.Release{ID: "r99", Scope: scope, Created: time.Now()}
+		if err := c.CreateRelease(t.Context(), deployer.Fence{Scope: scope, Epoch: h.Epoch}, dead); err != nil {
+			t.Fatal(err)
+		}
+		s := deployer.NewSweeper(c, deployer.SweepOptions{})
+		sweepOnce(t, c, s, scope)
+		if !slices.Contains(ids(), "r99") {
+			t.Error("forgotten at once")
+		}
+		time.Sleep(5 * time.Hour)
+		sweepOnce(t, c, s, scope)
+		sweepOnce(t, c, s, scope)
+		if got := ids(); !slices.Equal(got, before) || !slices.Contains(got, staged.ID) || !slices.Contains(got, h.Previous) || !slices.Contains(got, h.Live) {
+			t.Errorf("records %q; want %q: live %s, before it %q, waiting %s", got, before, h.Live, h.Previous, staged.ID)
+		}
+	})
+}
+
 // Of a repository with several services none is taken for another's old name,
 // however seldom it is deployed; one whose file is gone is.
 func TestSweepMonorepo(t *testing.T) {

@@ -36,6 +36,7 @@ func renderCommand() *cli.Command {
 				&cli.StringSliceFlag{Name: "reader", Usage: "who may look, as --deployer: `NAMESPACE=Group:NAME`"},
 				&cli.StringSliceFlag{Name: "images", Usage: "a `PREFIX` that functions' images may have, ending in /; default the cluster's registry"},
 				&cli.StringFlag{Name: "image", Usage: "the watchdog's image `REFERENCE`, with faasctl in PATH: the job image has it; empty: no watchdog"},
+				&cli.StringFlag{Name: "registry-secret", Usage: "the `NAME` of a docker config Secret in the watchdog's namespace, to read large records and to delete the tags of forgotten ones"},
 				&cli.StringFlag{Name: "system", Value: "kuroko-system", Usage: "the watchdog's own `NAMESPACE`"},
 				&cli.StringFlag{Name: "out", Usage: "the `FOLDER` to write to; default stdout"},
 			},
@@ -112,7 +113,7 @@ func clusterSetup(c *cli.Context) (cluster.Setup, error) {
 	if !ok || site.Kind != bundle.KindKnative {
 		return none, cliapp.Usagef("--cluster: clusters.yml has no Knative cluster %q", name)
 	}
-	s := cluster.Setup{System: c.String("system"), Image: c.String("image"), Images: c.StringSlice("images"), IngressService: site.IngressService, Tiers: map[string]cluster.Limits{}}
+	s := cluster.Setup{System: c.String("system"), Image: c.String("image"), RegistrySecret: c.String("registry-secret"), Images: c.StringSlice("images"), IngressService: site.IngressService, Tiers: map[string]cluster.Limits{}}
 	if len(s.Images) == 0 && site.Registry != "" {
 		s.Images = []string{site.Registry + "/"}
 	}

@@ -89,3 +89,17 @@ func TestRenderUsage(t *testing.T) {
 		}
 	}
 }
+
+// The watchdog finds the registry's credentials where programs look for them.
+func TestRenderRegistrySecret(t *testing.T) {
+	var out, log bytes.Buffer
+	args := []string{"faasctl", "render", "cluster", "--platform", hz1(t), "--cluster", "hz-1", "--namespace", "a=core", "--image", "registry.example.internal/runner", "--registry-secret", "pull"}
+	if exit := run(t.Context(), args, os.Getenv, &out, &log); exit != 0 {
+		t.Fatalf("exit %d\n%s", exit, log.String())
+	}
+	for _, want := range []string{"secretName: pull", "key: .dockerconfigjson", "path: config.json", "name: DOCKER_CONFIG", "mountPath: /registry"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/urfave/cli/v2"
 	"k8s.io/client-go/rest"
 
@@ -90,7 +91,12 @@ func sweep(c *cli.Context, getenv func(string) string) error {
 			return cliapp.Usagef("--%s is for --watch", name)
 		}
 	}
-	t, err := openCluster(c, getenv, knative.Config{Namespaces: c.StringSlice("namespace")})
+	t, err := openCluster(c, getenv, knative.Config{
+		Namespaces: c.StringSlice("namespace"),
+		// A release's tags go with its record, and a large record is read from
+		// there, as far as the docker config lets us.
+		Artefacts: true, Keychain: authn.DefaultKeychain,
+	})
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -13,6 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	coordination "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -487,6 +493,48 @@ func TestProbeOfAnInternalUnit(t *testing.T) {
 	}
 	if _, err := k.Probe(t.Context(), scope, "shop-main", "", "n1"); !errors.Is(err, deployer.ErrUnreachable) || asked > 0 {
 		t.Errorf("got %v after %d questions at the ingress; want unreachable, unasked", err, asked)
+	}
+}
+
+// A release that is not recorded leaves no tags behind, and does not touch
+// those of the one whose id it wanted.
+func TestTagsOfAReleaseThatIsNot(t *testing.T) {
+	srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(srv.Close)
+	repo, err := name.NewRepository(strings.TrimPrefix(srv.URL, "http://") + "/team/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(repo.Tag("built"), empty.Image); err != nil {
+		t.Fatal(err)
+	}
+	digest, _ := empty.Image.Digest()
+	u := spec(t)
+	u.Image = repo.Digest(digest.String())
+	r := deployer.Release{ID: "r5", Scope: scope, Units: []deployer.Live{{Unit: "main", Spec: u}}}
+	f := deployer.Fence{Scope: scope, Epoch: 2}
+	create := func(there, answer http.HandlerFunc) (error, []string) {
+		_, k := serve(t, map[string][]http.HandlerFunc{
+			getLease: {reply(200, aLease(t, "5", deployer.Head{Epoch: 2}))}, "GET shop.prod.r5": {there}, "POST configmaps": {answer},
+		})
+		k.cfg.Artefacts = true
+		err := k.CreateRelease(t.Context(), f, r)
+		tags, lerr := remote.List(repo)
+		if lerr != nil {
+			t.Fatal(lerr)
+		}
+		return err, tags
+	}
+	none, no := fail(404, metav1.StatusReasonNotFound), fail(403, metav1.StatusReasonForbidden)
+	if err, tags := create(none, no); len(deployer.Failures(err)) != 1 || len(tags) != 1 {
+		t.Errorf("refused: %v, tags %q; want the refusal, and the image's own tag alone", err, tags)
+	}
+	taken := metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{Kind: "PartialObjectMetadata", APIVersion: "meta.k8s.io/v1"}}
+	if err, tags := create(reply(200, taken), no); !errors.Is(err, deployer.ErrExists) || len(tags) != 1 {
+		t.Errorf("taken: %v, tags %q; want that it exists, untouched", err, tags)
+	}
+	if err, tags := create(none, fail(500, metav1.StatusReasonInternalError)); !errors.Is(err, deployer.ErrUnavailable) || len(tags) != 3 {
+		t.Errorf("no answer: %v, tags %q; want them kept, for it may be recorded", err, tags)
 	}
 }
 

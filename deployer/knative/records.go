@@ -229,6 +229,16 @@ func (t *Target) CreateRelease(ctx context.Context, f deployer.Fence, r deployer
 	}
 	var full kept
 	if t.cfg.Artefacts {
+		// Before its tags: an id that is taken has its own.
+		_, err := read(ctx, t, "read release "+r.ID, func(ctx context.Context) (*metav1.PartialObjectMetadata, error) {
+			return t.meta.Resource(configMapResource).Namespace(t.namespace(f.Scope)).Get(ctx, releaseName(f.Scope, r.ID), metav1.GetOptions{})
+		})
+		if err == nil {
+			return fmt.Errorf("knative: write release %s: %w", r.ID, deployer.ErrExists)
+		}
+		if !errors.Is(err, deployer.ErrNotFound) {
+			return err
+		}
 		if full = t.keepInRegistry(ctx, f.Scope, r, b); full.note != "" && t.cfg.Notice != nil {
 			t.cfg.Notice(full.note)
 		}
@@ -236,6 +246,7 @@ func (t *Target) CreateRelease(ctx context.Context, f deployer.Fence, r deployer
 	data := map[string][]byte{releaseKey: b}
 	if len(b) > maxRelease {
 		if full.record == "" {
+			t.dropTags(context.WithoutCancel(ctx), full.tags)
 			return fmt.Errorf("knative: release %s: its record is %d bytes compressed, more than the %d that a ConfigMap is given, and the registry does not hold it; use fewer units or a smaller environment", r.ID, len(b), maxRelease)
 		}
 		small, err := indexOf(r)
@@ -262,6 +273,11 @@ func (t *Target) CreateRelease(ctx context.Context, f deployer.Fence, r deployer
 	_, err = once(ctx, t, "write release "+r.ID, func(ctx context.Context) (*corev1.ConfigMap, error) {
 		return t.kube.CoreV1().ConfigMaps(t.namespace(f.Scope)).Create(ctx, m, metav1.CreateOptions{})
 	})
+	if len(deployer.Failures(err)) > 0 {
+		// A plain no: nobody would know of the tags. What may have been written
+		// after all keeps them; a sweep forgets it with its tags.
+		t.dropTags(context.WithoutCancel(ctx), full.tags)
+	}
 	return err
 }
 

@@ -49,6 +49,9 @@ type Setup struct {
 	// Image is the watchdog's: a reference that has faasctl in PATH. Empty:
 	// no watchdog is rendered.
 	Image string
+	// RegistrySecret is a Secret of type kubernetes.io/dockerconfigjson in
+	// System, for the watchdog; empty: it goes to registries as anybody.
+	RegistrySecret string
 	// Images are the prefixes that functions' images may have; each ends in /
 	// or @, so that a neighbour's longer name does not match.
 	Images []string
@@ -97,6 +100,9 @@ func (s Setup) Validate() error {
 	}
 	if ns, name, _ := strings.Cut(s.IngressService, "/"); s.IngressService != "" && (!dnsLabel.MatchString(ns) || !dnsLabel.MatchString(name)) {
 		no("ingress service %q is not NAMESPACE/NAME", s.IngressService)
+	}
+	if s.RegistrySecret != "" && !dnsLabel.MatchString(s.RegistrySecret) {
+		no("registry secret %q is not a DNS label", s.RegistrySecret)
 	}
 	if len(s.Images) == 0 {
 		no("no image prefix: every image would be refused")

@@ -183,6 +183,15 @@ func (s Setup) watchdog() []runtime.Object {
 			MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.ScheduleAnyway, LabelSelector: &metav1.LabelSelector{MatchLabels: labels},
 		}},
 	}
+	if s.RegistrySecret != "" {
+		const at = "/registry"
+		pod.Volumes = []corev1.Volume{{Name: "registry", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+			SecretName: s.RegistrySecret, Items: []corev1.KeyToPath{{Key: corev1.DockerConfigJsonKey, Path: "config.json"}},
+		}}}}
+		c := &pod.Containers[0]
+		c.Env = []corev1.EnvVar{{Name: "DOCKER_CONFIG", Value: at}}
+		c.VolumeMounts = []corev1.VolumeMount{{Name: "registry", MountPath: at, ReadOnly: true}}
+	}
 	return []runtime.Object{
 		&corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: s.System, Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}},
 		account(s.System, Watchdog, true),
