@@ -56,6 +56,8 @@ type Request struct {
 	// Dockerfile, when set, replaces everything but Repository, Key and Code:
 	// an engine that executes Dockerfiles builds it with Code as its context.
 	Dockerfile *Dockerfile
+	// Made is what is known of the packages in a Base that instructions made.
+	Made *Made
 	// Origin is who had the image made and of what. When it is set, a new
 	// image gets a bill of materials and provenance beside it. No part of it
 	// enters the image or its key.
@@ -118,6 +120,17 @@ type Dockerfile struct {
 	Cache Cache
 }
 
+// Made is what is known of the packages in an image that instructions made.
+type Made struct {
+	// From is the image that they stand on; nil for none.
+	From     *name.Digest
+	Packages []attest.Component
+	// Debian says that Packages have all of Debian's that are in the image,
+	// those of From as well.
+	Debian  bool
+	Unknown []string // phrases about what could not be read
+}
+
 // Cache names repositories that keep layers by what they are made from. What
 // is in one can't be checked against the instructions that it claims to come
 // from: whoever may write to it decides what later builds contain. So one that
@@ -145,6 +158,9 @@ type Image struct {
 	Sandbox    string `json:"sandbox,omitempty"`
 	BuildImage string `json:"buildImage,omitempty"`
 	Unboxed    string `json:"unboxed,omitempty"`
+	// Made are the packages in an image that instructions made, for a request
+	// with an origin; nil when the image was found.
+	Made *Made `json:"-"`
 	// Referrers are what was stored beside a new image.
 	Referrers []Referrer `json:"referrers,omitempty"`
 	// Warnings are for people: what was left out and why.

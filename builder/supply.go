@@ -1,10 +1,13 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/http"
 	"path"
 	"slices"
@@ -15,6 +18,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/kuroko-faas/kuroko/builder/attest"
+	"github.com/kuroko-faas/kuroko/builder/inventory"
+	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/npm"
 	"github.com/kuroko-faas/kuroko/builder/registry"
 )
@@ -100,17 +105,22 @@ func refused(err error) bool {
 // bom lists what is in the image. It depends on what is in it alone, so that a
 // change of the code leaves it as it was.
 func (b *build) bom(ctx context.Context) (attest.BOM, error) {
-	list, err := b.e.listBOM(ctx, b.s, b.req.Base, kindBase, unknownBase)
+	out, err := b.belowBOM(ctx)
 	if err != nil {
 		return attest.BOM{}, err
 	}
-	out := attest.BOM{Name: b.req.Name, Components: list.Components, Unknown: list.Unknown}
-	if b.req.below() == kindDockerfile {
-		out.Unknown = []string{"packages that the Dockerfile installed"}
-	}
+	out.Name = b.req.Name
 	out.Components = append(out.Components, b.baseComponent())
-	for _, t := range b.req.Layers {
-		if t.Title == "dependencies" { // files that the project's own build has put together
+	for _, t := range append(slices.Clone(b.req.Layers), b.req.Code) {
+		if t.Title = cmp.Or(t.Title, "files"); owner(t.Title) != "project" || t.FS == nil {
+			continue
+		}
+		found, all, err := b.e.jars(ctx, t)
+		if err != nil {
+			return attest.BOM{}, err
+		}
+		out.Components = append(out.Components, found...)
+		if t.Title == "dependencies" && !all { // files that the project's own build has put together
 			out.Unknown = append(out.Unknown, "packages that the build command installed")
 		}
 	}
@@ -137,6 +147,102 @@ func (b *build) bom(ctx context.Context) (attest.BOM, error) {
 		out.Unknown = append(out.Unknown, unknown)
 	}
 	return out, nil
+}
+
+// belowBOM lists what is in the base: by its own list, or, when instructions
+// made it, by that of the image that they stand on and what they installed.
+func (b *build) belowBOM(ctx context.Context) (attest.BOM, error) {
+	if b.req.below() != kindDockerfile {
+		list, err := b.e.listBOM(ctx, b.s, b.req.Base, kindBase, unknownBase)
+		return attest.BOM{Components: slices.Clone(list.Components), Unknown: slices.Clone(list.Unknown)}, err
+	}
+	made := b.req.Made
+	if made == nil {
+		return attest.BOM{Unknown: []string{"packages that the Dockerfile installed"}}, nil
+	}
+	out := attest.BOM{Unknown: append(slices.Clone(made.Unknown), "files that the Dockerfile fetched or made without a package manager")}
+	if made.From != nil {
+		list, err := b.e.listBOM(ctx, b.s, *made.From, kindBase, unknownBase)
+		if err != nil {
+			return attest.BOM{}, err
+		}
+		out.Components = append(slices.Clone(list.Components), attest.Component{
+			Type: "oci", Name: path.Base(made.From.Context().RepositoryStr()), Version: made.From.DigestStr(), Layer: kindBase,
+		})
+		out.Unknown = append(out.Unknown, list.Unknown...)
+	}
+	here := map[string]bool{}
+	for _, c := range made.Packages {
+		here[c.PURL()] = true
+	}
+	before := map[string]bool{}
+	out.Components = slices.DeleteFunc(out.Components, func(c attest.Component) bool {
+		gone := made.Debian && c.Type == "deb" && !here[c.PURL()] // removed, or another version now
+		before[c.PURL()] = true
+		return gone
+	})
+	for _, c := range made.Packages {
+		if c.Layer = kindDockerfile; !before[c.PURL()] {
+			out.Components = append(out.Components, c)
+		}
+	}
+	return out, nil
+}
+
+// jars lists the Java archives of a tree, and tells whether there is nothing
+// else in it.
+func (e *Layers) jars(ctx context.Context, t Tree) (found []attest.Component, all bool, err error) {
+	paths, all := t.Paths, true
+	if paths == nil {
+		err = fs.WalkDir(t.FS, ".", func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				paths = append(paths, p)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, false, treeError(t, err)
+		}
+	}
+	for _, p := range paths {
+		if ctx.Err() != nil {
+			return nil, false, context.Cause(ctx)
+		}
+		if !inventory.IsJar(p) {
+			all = false
+			continue
+		}
+		list, err := e.jar(t.FS, p)
+		if err != nil {
+			return nil, false, treeError(t, err)
+		}
+		for _, c := range list {
+			c.Layer = t.Title
+			found = append(found, c)
+		}
+	}
+	return found, all, nil
+}
+
+func (e *Layers) jar(fsys fs.FS, p string) ([]attest.Component, error) {
+	f, err := fsys.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, err
+	}
+	if r, ok := f.(io.ReaderAt); ok {
+		return inventory.Jar(path.Base(p), r, info.Size(), e.o.TempDir), nil
+	}
+	s := &layer.Spool{Dir: e.o.TempDir}
+	defer s.Close()
+	if _, err := io.Copy(s, f); err != nil {
+		return nil, err
+	}
+	return inventory.Jar(path.Base(p), s.Section(0, s.Len()), s.Len(), e.o.TempDir), nil
 }
 
 // locked are the packages of a lock file, and what it leaves open.

@@ -1,12 +1,15 @@
 package builder_test
 
 import (
+	"archive/zip"
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -164,18 +167,68 @@ func TestBillOfMaterialsIsTheSameAnywhere(t *testing.T) {
 	}
 }
 
-// TestWhatABuildCommandInstalls: jars that Maven put in place have no lock file.
+// What a build command puts together has no lock file. Jars say themselves
+// what they are; of anything else it is not known.
 func TestWhatABuildCommandInstalls(t *testing.T) {
 	w := newWorld(t)
 	w.baseBOM(t)
+	var jar bytes.Buffer
+	z := zip.NewWriter(&jar)
+	f, err := z.Create("META-INF/maven/com.google.code.gson/gson/pom.properties")
+	if err == nil {
+		_, err = f.Write([]byte("groupId=com.google.code.gson\nartifactId=gson\nversion=2.10\n"))
+	}
+	if err = errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	files := fstest.MapFS{"lib/gson.jar": {Data: jar.Bytes()}, "lib/other-1.jar": {Data: []byte("PK")}}
+	for key, unknown := range map[string]string{"jars": "", "more": "packages that the build command installed"} {
+		req := w.request(t, key, "one")
+		req.Dependencies = nil
+		if unknown != "" {
+			files["lib/x.so"] = &fstest.MapFile{Data: []byte("x")}
+		}
+		req.Layers = append(req.Layers, builder.Tree{Title: "dependencies", FS: files, Prefix: "/app"})
+		req.Origin = origin(strings.Repeat("a", 40))
+		docs := beside(t, mustBuild(t, engine(t, builder.Options{}), req).Ref)
+		delete(files, "lib/x.so")
+		if list := string(docs[attest.PredicateBOM]); !strings.Contains(list, `"pkg:maven/com.google.code.gson/gson@2.10"`) || !strings.Contains(list, `"pkg:generic/other@1"`) || !strings.Contains(list, `"SHA-256"`) {
+			t.Errorf("%s: %s", key, list)
+		}
+		bom, err := attest.ReadBOM(docs[attest.PredicateBOM], "")
+		if err != nil || strings.Join(bom.Unknown, ", ") != unknown {
+			t.Errorf("%s: %v, %v", key, bom.Unknown, err)
+		}
+	}
+}
+
+// What instructions installed stands beside what their base has; where they
+// changed Debian's packages, theirs is the list.
+func TestWhatInstructionsInstall(t *testing.T) {
+	w := newWorld(t)
+	pushBOM(t, w.base, attest.BOM{Name: "base/nodejs18", Components: []attest.Component{
+		{Type: "deb", Namespace: "debian", Name: "libc6", Version: "2.36-9", Arch: "amd64"}, {Type: "deb", Namespace: "debian", Name: "openssl", Version: "3.0", Arch: "amd64"},
+	}})
 	req := w.request(t, "k1", "one")
-	req.Dependencies = nil
-	req.Layers = append(req.Layers, builder.Tree{Title: "dependencies", FS: fstest.MapFS{"lib/a.jar": {Data: []byte("PK")}}, Prefix: "/app"})
-	req.Origin = origin(strings.Repeat("a", 40))
-	docs := beside(t, mustBuild(t, engine(t, builder.Options{}), req).Ref)
-	bom, err := attest.ReadBOM(docs[attest.PredicateBOM], "")
-	if err != nil || strings.Join(bom.Unknown, ", ") != "packages that the build command installed" {
-		t.Errorf("%v, %v", bom.Unknown, err)
+	req.Dependencies, req.Origin = nil, origin(strings.Repeat("a", 40))
+	req.Base = pushBaseOf(t, w.reg, "team/app/nodejs18", "made by instructions", "node18")
+	req.Made = &builder.Made{From: &w.base, Debian: true, Packages: []attest.Component{
+		{Type: "deb", Namespace: "debian", Name: "libc6", Version: "2.36-9", Arch: "amd64"}, {Type: "deb", Namespace: "debian", Name: "openssl", Version: "3.1", Arch: "amd64"},
+		{Type: "npm", Name: "left-pad", Version: "1.3.0"},
+	}}
+	bom, err := attest.ReadBOM(beside(t, mustBuild(t, engine(t, builder.Options{}), req).Ref)[attest.PredicateBOM], "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range bom.Components {
+		if c.Type != "oci" {
+			got = append(got, c.Layer+" "+c.PURL())
+		}
+	}
+	want := []string{"base pkg:deb/debian/libc6@2.36-9?arch=amd64", "dockerfile pkg:deb/debian/openssl@3.1?arch=amd64", "dockerfile pkg:npm/left-pad@1.3.0"}
+	if !slices.Equal(got, want) || len(bom.Unknown) != 1 {
+		t.Errorf("%q, unknown %q; want %q", got, bom.Unknown, want)
 	}
 }
 

@@ -41,6 +41,7 @@ var _ builder.Engine = onTop{}
 func (e onTop) Build(ctx context.Context, req builder.Request) (builder.Image, error) {
 	built, err := e.instructions.Build(ctx, builder.Request{
 		Name: req.Name, Key: req.Key, Repository: req.Repository, Code: req.Code, Dockerfile: req.Dockerfile,
+		Origin: req.Origin,
 	})
 	if err != nil {
 		return built, err
@@ -49,7 +50,7 @@ func (e onTop) Build(ctx context.Context, req builder.Request) (builder.Image, e
 	// their entry point; only the user is held to be nobody special.
 	image, err := e.layers.Build(ctx, builder.Request{
 		Name: req.Name, Key: req.Key, Repository: req.Repository, Base: built.Ref,
-		Layers: req.Layers, Config: req.Config, Origin: req.Origin,
+		Made: built.Made, Layers: req.Layers, Config: req.Config, Origin: req.Origin,
 	})
 	image.Engine, image.Sandbox = built.Engine, built.Sandbox
 	image.Requests += built.Requests

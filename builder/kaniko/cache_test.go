@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/builder/attest"
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
 )
 
@@ -298,6 +300,42 @@ func TestCacheFolderIsBounded(t *testing.T) {
 			if left, _ := os.ReadDir(filepath.Join(o.CacheDir, kind)); len(left) > 0 {
 				t.Errorf("%s: %v left", kind, left)
 			}
+		}
+	})
+}
+
+// What instructions install is listed, also when the layers come from the
+// cache; what a later instruction removes is not.
+func TestPackages(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		l.cacheDir = t.TempDir()
+		const dockerfile = `FROM BASE
+RUN mkdir -p app/node_modules/left-pad app/node_modules/gone && echo '{"name": "left-pad", "version": "1.3.0"}' > app/node_modules/left-pad/package.json && echo '{"name": "gone", "version": "1"}' > app/node_modules/gone/package.json
+RUN rm -r app/node_modules/gone
+COPY status /var/lib/dpkg/status
+`
+		files := fstest.MapFS{"status": text("Package: curl\nStatus: install ok installed\nArchitecture: amd64\nVersion: 7.88\n")}
+		for _, key := range []string{"made", "cached"} {
+			req := l.request(key, dockerfile, files)
+			req.Origin = &attest.Provenance{}
+			img, err := l.engine().Build(t.Context(), req)
+			if err != nil || img.Made == nil || img.Reused {
+				t.Fatalf("%s: %+v, %v\n%s", key, img, err, l.log)
+			}
+			var got []string
+			for _, c := range img.Made.Packages {
+				got = append(got, c.PURL())
+			}
+			if want := []string{"pkg:npm/left-pad@1.3.0", "pkg:deb/debian/curl@7.88?arch=amd64"}; !slices.Equal(got, want) || !img.Made.Debian {
+				t.Errorf("%s: %q, want %q", key, got, want)
+			}
+			if img.Made.From == nil || img.Made.From.String() != l.base {
+				t.Errorf("%s: from %v, want %s", key, img.Made.From, l.base)
+			}
+		}
+		// Nobody asked.
+		if img, err := l.build("plain", dockerfile, files); err != nil || img.Made != nil {
+			t.Errorf("%+v, %v", img.Made, err)
 		}
 	})
 }

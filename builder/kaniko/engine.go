@@ -120,6 +120,8 @@ type Source struct {
 	Args    map[string]string
 	Target  string
 	Cache   builder.Cache
+	// List asks for the packages that the instructions installed.
+	List bool
 }
 
 // Result is a built image.
@@ -129,6 +131,8 @@ type Result struct {
 	Reused  bool   // found in the cache or at its tag
 	Layers  []builder.Layer
 	Sandbox string
+	// Made are the packages in it; nil when it was found, or nobody asked.
+	Made *builder.Made
 	// Requests to registries, and bytes sent to them.
 	Requests int
 	Uploaded int64
@@ -148,7 +152,7 @@ func (e *Engine) Build(ctx context.Context, req builder.Request) (builder.Image,
 	}
 	src := Source{
 		Path: req.Dockerfile.Path, Dockerfile: text, Args: req.Dockerfile.Args, Cache: req.Dockerfile.Cache,
-		Context: req.Code.FS, Paths: req.Code.Paths,
+		Context: req.Code.FS, Paths: req.Code.Paths, List: req.Origin != nil,
 	}
 	r := e.registry()
 	tag, err := keyTag(req.Repository, req.Key)
@@ -167,6 +171,7 @@ func (e *Engine) Build(ctx context.Context, req builder.Request) (builder.Image,
 		return image, err
 	}
 	image.Ref = req.Repository.Digest(res.Digest.String())
+	image.Made = res.Made
 	image.Layers, image.Sandbox, image.Requests, image.Uploaded = res.Layers, res.Sandbox, res.Requests, res.Uploaded
 	return image, nil
 }
@@ -245,6 +250,11 @@ func (e *Engine) build(ctx context.Context, r *registry, src Source, whole bool,
 	}
 	if err != nil {
 		return res, fmt.Errorf("kaniko: assemble the image: %w", err)
+	}
+	if src.List {
+		if res.Made, err = b.installed(s); err != nil {
+			return res, err
+		}
 	}
 	if err := e.push(ctx, r, &res, img, dest); err != nil {
 		return res, err

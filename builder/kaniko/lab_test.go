@@ -195,15 +195,20 @@ func (b *safeBuffer) Reset() {
 
 func (l *lab) build(key, dockerfile string, files fstest.MapFS) (builder.Image, error) {
 	l.t.Helper()
+	l.log.Reset()
+	return l.engine().Build(l.t.Context(), l.request(key, dockerfile, files))
+}
+
+func (l *lab) request(key, dockerfile string, files fstest.MapFS) builder.Request {
+	l.t.Helper()
 	repo, err := name.NewRepository(l.host + "/team/app")
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.log.Reset()
-	return l.engine().Build(l.t.Context(), builder.Request{
+	return builder.Request{
 		Name: "app", Key: key, Repository: repo, Code: builder.Tree{FS: files},
 		Dockerfile: &builder.Dockerfile{FS: fstest.MapFS{"Dockerfile": {Data: []byte(strings.Replace(dockerfile, "FROM BASE", "FROM "+l.base, 1))}}, Path: "Dockerfile"},
-	})
+	}
 }
 
 func (l *lab) mustBuild(key, dockerfile string, files fstest.MapFS) (v1.Image, builder.Image) {

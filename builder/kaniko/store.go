@@ -30,6 +30,7 @@ import (
 //	tree/            unpacked files, a [rootfs.Store]
 //	blob/<sum>       a compressed layer
 //	step/<sum>.json  a prefix, see below
+//	packages/<version>-<sum>.json  the packages in a layer
 type store struct {
 	dir string
 	// limit is how many bytes may stay after a build.
@@ -178,7 +179,7 @@ func (s *store) trim() error {
 	for _, t := range trees {
 		add(item{t.Size, t.Used, t.Drop})
 	}
-	for _, kind := range []string{"blob", "step"} {
+	for _, kind := range []string{"blob", "step", "packages"} {
 		list, err := os.ReadDir(filepath.Join(s.dir, kind))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
