@@ -432,3 +432,36 @@ func TestRegistryTroubles(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// oddNames are file names that have broken archive tools and shells before.
+var oddNames = []string{
+	"-rf", "--help", "a b", "new\nline", "tab\there", "quote\"'`", "back\\slash", "$(id)", "*", "~", "中文/函数.js",
+	"e\u0301.txt" /* NFD */, "\u00e9.txt" /* NFC */, "%2e%2e",
+}
+
+// A file arrives under the very bytes of its name: copied as part of a folder,
+// written by a RUN, and when the layer comes from the cache.
+func TestOddNames(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		files := fstest.MapFS{}
+		for _, n := range oddNames {
+			files["src/"+n] = text("content of " + n)
+		}
+		const dockerfile = "FROM BASE\nCOPY src /app/\nCOPY src/ /again/\n" +
+			`RUN mkdir /moved && cd /again && for f in ./*; do if [ -f "$f" ]; then cat "$f" > "/moved/$f"; fi; done` + "\n"
+		for _, key := range []string{"made", "found"} {
+			img, _ := l.mustBuild(key, dockerfile, files)
+			got := newFiles(t, img, 1)
+			for _, n := range oddNames {
+				for _, dir := range []string{"/app/", "/again/", "/moved/"} {
+					if dir == "/moved/" && strings.Contains(n, "/") {
+						continue // in a folder, which the RUN leaves out
+					}
+					if h := got[dir+n]; h == nil || h.Linkname != "content of "+n {
+						t.Errorf("%s: %q is %+v", key, dir+n, h)
+					}
+				}
+			}
+		}
+	})
+}
