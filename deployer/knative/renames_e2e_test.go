@@ -66,25 +66,33 @@ func TestRenamedUnit(t *testing.T) {
 
 // A service under another name stands beside the old one, which serves on
 // under a tombstone until its grace is over; then the watchdog ends it, and a
-// unit that no release names. The records stay: a rollback brings it back.
+// unit that no release names. Another service of the repository, deployed as
+// long ago, is not touched. The records stay: a rollback brings the old name
+// back.
 func TestRenamedServiceEndsAfterItsGrace(t *testing.T) {
 	t.Parallel() // it waits more than it does
 	c := lab(t)
 	one := image(t, "one")
 	ns := c.namespace(t)
 	k, before := target(t, c), scopeIn(ns)
-	after := before
-	after.Service = "shop"
-	named := func(n string) deployer.Spec {
+	after, beside := before, before
+	after.Service, beside.Service = "shop", "other"
+	named := func(service, n string) deployer.Spec {
 		u := unit(n, one)
-		u.Name = "shop-" + n
+		u.Name = service + "-" + n
 		return u
 	}
 	first, err := deploy(t, k, before, 1, unit("main", one))
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := deploy(t, k, after, 2, named("main"))
+	third, err := deploy(t, k, beside, 1, named("other", "main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := deployer.Deploy(t.Context(), k, deployer.Plan{
+		Scope: after, Pipeline: 2, Units: []deployer.Spec{named("shop", "main")}, Services: []string{"other", "shop"},
+	}, quick())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +104,7 @@ func TestRenamedServiceEndsAfterItsGrace(t *testing.T) {
 	if h, err = k.SwapHead(t.Context(), after, h); err != nil {
 		t.Fatal(err)
 	}
-	stray := named("stray")
+	stray := named("shop", "stray")
 	if err := k.Ensure(t.Context(), deployer.Fence{Scope: after, Epoch: h.Epoch}, stray, stray.RevisionName(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +157,7 @@ func TestRenamedServiceEndsAfterItsGrace(t *testing.T) {
 	}
 	eventually(t, "the watchdog ends the renamed service and the stray unit", func() bool {
 		all, err := c.serve.Services(ns).List(t.Context(), metav1.ListOptions{})
-		return err == nil && len(all.Items) == 1 && all.Items[0].Name == "shop-main"
+		return err == nil && len(all.Items) == 2 && all.Items[0].Name == "other-main" && all.Items[1].Name == "shop-main"
 	})
 	if over := time.Since(marked[deployer.TombstoneAll]); over < grace {
 		t.Errorf("ended %s after its tombstone; want at least %s", over, grace)
@@ -163,6 +171,7 @@ func TestRenamedServiceEndsAfterItsGrace(t *testing.T) {
 	unwatch()
 	c.unharmed(t, k, before, deployer.Release{})
 	c.unharmed(t, k, after, second.Release)
+	c.unharmed(t, k, beside, third.Release)
 	now().unbroken(t)
 
 	if back, err := deployer.Rollback(t.Context(), k, before, "", quick()); err != nil || back.ID != first.ID {
