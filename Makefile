@@ -15,7 +15,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## compile the programs into bin/
-	$(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	$(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/...
 
 .PHONY: check
 check: ## format, vet, staticcheck, unit tests, import direction; under a minute once caches are warm
@@ -27,7 +27,7 @@ check: ## format, vet, staticcheck, unit tests, import direction; under a minute
 .PHONY: test
 test: build ## all tests that need no root, cluster or Docker
 	@# Pipelines run on real base images; without them those tests are skipped and say so.
-	@$(BIN)/faasctl image build $(filter-out runner,$(IMAGES)) >/dev/null || true
+	@'$(BIN)/faasctl' image build $(filter-out runner,$(IMAGES)) >/dev/null || true
 	$(GO) test ./...
 
 # What make images makes: about 350 MB of packages, and 700 MB of images.
@@ -38,17 +38,17 @@ SEED ?=
 .PHONY: images
 images: build ## base, build and runner images from Debian packages; SEED=DIR gives the runner its seed bundle
 	@# stdout has one JSON object per image, with every package: for programs.
-	@$(BIN)/faasctl image build $(IMAGES) --files $(CURDIR) $(if $(SEED),--files '$(SEED)') >/dev/null
+	@'$(BIN)/faasctl' image build $(IMAGES) --files '$(CURDIR)' $(if $(SEED),--files '$(SEED)') >/dev/null
 
 .PHONY: clean
 clean: ## remove what the other targets made in this folder
-	rm -rf $(BIN) .faas tools/node_modules
+	rm -rf '$(BIN)' .faas tools/node_modules
 
 .PHONY: demo
 demo: build ## the whole main job on this machine; MARK=word, KEEP=1, TARGET=knative (after make lab-up)
-	$(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/demo ./examples/demo
-	@$(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null
-	@$(BIN)/demo run --bin $(BIN) $(if $(MARK),--mark '$(MARK)') $(if $(KEEP),--keep) $(if $(TARGET),--target $(TARGET))
+	$(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o '$(BIN)/demo' ./examples/demo
+	@'$(BIN)/faasctl' image build base/nodejs18 build/nodejs18 >/dev/null
+	@'$(BIN)/demo' run --bin '$(BIN)' $(if $(MARK),--mark '$(MARK)') $(if $(KEEP),--keep) $(if $(TARGET),--target $(TARGET))
 
 .PHONY: bench
 bench: ## start of the runner, and builds cold / code change / no change with request counts
@@ -57,7 +57,7 @@ bench: ## start of the runner, and builds cold / code change / no change with re
 # All builders on all applications take some 20 minutes on two quiet cores.
 .PHONY: bench-build
 bench-build: ## our engines against kaniko, buildah and BuildKit in interleaved rounds; APPS=node-small ROUNDS=1 ENGINES=layer,buildkit OUT=FILE
-	@$(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null 2>&1 || { $(MAKE) build && $(BIN)/faasctl image build base/nodejs18 build/nodejs18 >/dev/null; }
+	@'$(BIN)/faasctl' image build base/nodejs18 build/nodejs18 >/dev/null 2>&1 || { $(MAKE) build && '$(BIN)/faasctl' image build base/nodejs18 build/nodejs18 >/dev/null; }
 	@# -mod=mod: the module follows the repository's own requirements.
 	cd bench && GOFLAGS=-mod=mod $(GO) run . $(if $(APPS),-apps '$(APPS)') $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(ENGINES),-engines '$(ENGINES)') $(if $(OUT),-out '$(abspath $(OUT))')
 
