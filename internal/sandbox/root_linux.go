@@ -504,10 +504,15 @@ func remountAll(p string, flags uintptr) error {
 		return err
 	}
 	for _, m := range mounts {
-		if m == p || strings.HasPrefix(m, p+"/") {
-			if err := remount(m, flags); err != nil {
-				return err
-			}
+		if m != p && !strings.HasPrefix(m, p+"/") {
+			continue
+		}
+		err := remount(m, flags)
+		if m != p && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT)) {
+			continue // a later mount covers it: its path leads elsewhere, and nothing leads to it
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -216,6 +216,28 @@ func TestReadOnlyBindIsReadOnly(t *testing.T) {
 	})
 }
 
+// A file, and then the folder that holds it, as SSL_CERT_FILE and SSL_CERT_DIR
+// are: the folder covers the file's mount.
+func TestBindThatCoversAnother(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		dir := t.TempDir()
+		file, other := filepath.Join(dir, "file"), filepath.Join(dir, "sub", "gone")
+		write(t, file, "one")
+		if err := os.Mkdir(filepath.Dir(other), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, other, "two")
+		empty := t.TempDir()
+		got := mustSh(t, sandbox.Spec{Mode: m, Binds: []sandbox.Bind{
+			{Source: file, Target: "/certs/file", ReadOnly: true}, {Source: dir, Target: "/certs", ReadOnly: true},
+			{Source: other, Target: "/more/sub/gone", ReadOnly: true}, {Source: empty, Target: "/more", ReadOnly: true},
+		}}, `cat /certs/file; ls -A /more; for f in /certs/file /certs/new /certs/sub/gone /more/new; do (echo bad > $f) 2>/dev/null && echo wrote $f; done; true`)
+		if got != "one" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
 // A link in the root must not lead a mount point out of it.
 func TestMountPointsStayInside(t *testing.T) {
 	modes(t, func(t *testing.T, m sandbox.Mode) {
