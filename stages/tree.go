@@ -98,20 +98,25 @@ func (k knownSums) files(dir string, paths []string) ([]File, error) {
 
 // each calls do for every path, several at once.
 func (k knownSums) each(root *os.Root, paths []string, do func(r *treeReader, i int) error) error {
-	var group errgroup.Group
-	// Neighbours go to one reader, which keeps their folder open.
-	size := max(1, (len(paths)+readers-1)/readers)
-	for from := 0; from < len(paths); from += size {
-		group.Go(func() error {
-			r := &treeReader{root: root, known: k}
-			defer r.close()
-			for i := from; i < min(from+size, len(paths)); i++ {
-				if err := do(r, i); err != nil {
-					return err
-				}
+	return inParts(len(paths), func(from, to int) error {
+		r := &treeReader{root: root, known: k}
+		defer r.close()
+		for i := from; i < to; i++ {
+			if err := do(r, i); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
+	})
+}
+
+// inParts calls do for the parts of n neighbours, at once. Neighbours go to
+// one reader, which keeps their folder open.
+func inParts(n int, do func(from, to int) error) error {
+	var group errgroup.Group
+	size := max(1, (n+readers-1)/readers)
+	for from := 0; from < n; from += size {
+		group.Go(func() error { return do(from, min(from+size, n)) })
 	}
 	return group.Wait()
 }
@@ -123,6 +128,7 @@ const readers = 4
 type treeReader struct {
 	root  *os.Root
 	known knownSums
+	near  int          // where the next file's known sum will be
 	in    []openFolder // from the root down to where the last file was
 	buf   []byte       // made for the first file that is read
 }
@@ -165,29 +171,13 @@ func (r *treeReader) close() {
 	r.in = nil
 }
 
-// unchanged is the known sum of the file at p; empty where it does not hold.
-func (r *treeReader) unchanged(p string) string {
-	if _, known := r.known.sums[p]; !known {
-		return ""
-	}
-	dir, base := path.Split(p)
-	in, err := r.folder(dir)
-	if err != nil {
-		return ""
-	}
-	info, err := in.Lstat(base)
-	if err != nil {
-		return ""
-	}
-	sum, _ := r.known.known(p, info)
-	return sum
-}
-
 // sum is the sum of the file at p: the known one, or what is read now. at is
 // set when the latter may be remembered.
 func (r *treeReader) sum(p string) (sum string, at fileStat, err error) {
-	if sum := r.known.seen[p]; sum != "" {
-		return sum, fileStat{}, nil
+	i, known := r.known.find(p, r.near)
+	r.near = i + 1
+	if known && r.known.holds != nil && r.known.holds[i] {
+		return r.known.sums[i].sum, fileStat{}, nil
 	}
 	dir, base := path.Split(p)
 	in, err := r.folder(dir)
@@ -198,8 +188,8 @@ func (r *treeReader) sum(p string) (sum string, at fileStat, err error) {
 	if err != nil {
 		return "", fileStat{}, err
 	}
-	if sum, ok := r.known.known(p, info); ok {
-		return sum, fileStat{}, nil
+	if now, ok := statOf(info); known && ok && now == r.known.sums[i].at {
+		return r.known.sums[i].sum, fileStat{}, nil
 	}
 	at, settled := r.known.settled(info)
 	if r.buf == nil {
@@ -237,13 +227,8 @@ func tracked(ctx context.Context, dir string) ([]string, error) {
 		}
 		return nil, fmt.Errorf("list the files git tracks: %w", err)
 	}
-	var paths []string
-	for _, p := range strings.Split(out.String(), "\x00") {
-		if p != "" {
-			paths = append(paths, p)
-		}
-	}
-	return paths, nil
+	list := strings.Split(out.String(), "\x00")
+	return list[:len(list)-1], nil // each path ends in a NUL
 }
 
 func walk(dir, sub string) ([]string, error) {

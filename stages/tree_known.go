@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -33,14 +34,15 @@ type knownSums struct {
 	file  string // where they are kept
 	dev   uint64 // of root: files elsewhere are always read
 	since time.Time
-	sums  map[string]knownSum
-	seen  map[string]string // by file: sums that hold, as [Look] found
+	sums  []knownSum // by path
+	holds []bool     // of sums: those whose file [Look] found as it was
 }
 
 // knownSum is a file's sum, and how the file was when it was summed.
 type knownSum struct {
-	at  fileStat
-	sum [sha256.Size]byte
+	path string
+	at   fileStat
+	sum  string // of [File]
 }
 
 // fileStat is what changes whenever a file does.
@@ -60,7 +62,7 @@ const maxKnown = 64 << 20
 
 // knownMagic starts the file; its number changes with the format and with what
 // a sum is made of.
-const knownMagic = "kuroko tree sums 1\n"
+const knownMagic = "kuroko tree sums 2\n"
 
 // Tree is the work tree, looked at while other things are done.
 type Tree struct {
@@ -85,10 +87,8 @@ func Look(ctx context.Context, dir, cache string) *Tree {
 			t.paths, t.err = tracked(ctx, dir)
 		}()
 		t.known = loadKnown(cache, dir, time.Now())
+		t.known.holds = t.known.look() // not of what is tracked: that is not listed yet
 		<-listed
-		if t.err == nil {
-			t.known.seen = t.known.look(dir, t.paths)
-		}
 	}()
 	return t
 }
@@ -105,30 +105,6 @@ func (t *Tree) Close() {
 		t.cancel()
 		<-t.done
 	}
-}
-
-// look finds the files whose known sum holds.
-func (k knownSums) look(dir string, paths []string) map[string]string {
-	if len(k.sums) == 0 {
-		return nil
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil // whoever reads the files will say so
-	}
-	defer root.Close()
-	sums := make([]string, len(paths))
-	_ = k.each(root, paths, func(r *treeReader, i int) error {
-		sums[i] = r.unchanged(paths[i])
-		return nil
-	})
-	seen := make(map[string]string, len(paths))
-	for i, sum := range sums {
-		if sum != "" {
-			seen[paths[i]] = sum
-		}
-	}
-	return seen
 }
 
 // loadKnown reads what is known of the work tree at dir from the folder cache.
@@ -171,16 +147,13 @@ func readOwn(file string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
-// known is the sum of the file that is as info says.
-func (k knownSums) known(path string, info fs.FileInfo) (sum string, ok bool) {
-	was, ok := k.sums[path]
-	if !ok {
-		return "", false
+// find is where the sum of the file at path stands, or would. Whoever asks in
+// the order of paths finds it at near, behind the one before.
+func (k knownSums) find(path string, near int) (at int, ok bool) {
+	if near < len(k.sums) && k.sums[near].path == path {
+		return near, true
 	}
-	if now, ok := statOf(info); !ok || now != was.at {
-		return "", false
-	}
-	return hex.EncodeToString(was.sum[:]), true
+	return slices.BinarySearchFunc(k.sums, path, func(s knownSum, path string) int { return strings.Compare(s.path, path) })
 }
 
 // settled is how the file is, where that may be remembered.
@@ -194,28 +167,26 @@ func (k knownSums) settled(info fs.FileInfo) (fileStat, bool) {
 
 // with are the sums to keep: what was read now and was settled, and what was
 // known and still holds.
-func (k knownSums) with(paths, sums []string, fresh []fileStat) map[string]knownSum {
-	out := make(map[string]knownSum, len(paths))
+func (k knownSums) with(paths, sums []string, fresh []fileStat) []knownSum {
+	out := make([]knownSum, 0, len(paths))
+	near := 0
 	for i, p := range paths {
-		e := k.sums[p]
-		if fresh[i] != (fileStat{}) {
-			e.at = fresh[i]
+		at, known := k.find(p, near)
+		near = at + 1
+		switch {
+		case sums[i] == "": // gone
+		case fresh[i] != fileStat{}:
+			out = append(out, knownSum{p, fresh[i], sums[i]})
+		case known && k.sums[at].sum == sums[i]:
+			out = append(out, k.sums[at])
 		}
-		// A sum that is not the known one, of a file not settled, is left out.
-		if n, err := hex.Decode(e.sum[:], []byte(sums[i])); err != nil || n != len(e.sum) || e.at == (fileStat{}) {
-			continue
-		}
-		if fresh[i] == (fileStat{}) && e.sum != k.sums[p].sum {
-			continue
-		}
-		out[p] = e
 	}
 	return out
 }
 
 // remember replaces what is kept by sums. It is for the next plan's speed:
 // that it could not be written is nobody's problem.
-func (k knownSums) remember(sums map[string]knownSum) {
+func (k knownSums) remember(sums []knownSum) {
 	if k.file == "" {
 		return
 	}
@@ -234,13 +205,14 @@ func (k knownSums) remember(sums map[string]knownSum) {
 }
 
 // The file: magic, the sum of the rest, then the rest: root, the time of
-// writing, and the entries. Numbers have eight bytes, little end first.
-const knownEntry = 6*8 + sha256.Size // beside its path
+// writing, and the entries in the order of their paths. Numbers have eight
+// bytes, little end first.
+const knownEntry = 6*8 + 2*sha256.Size // beside its path
 
-func encodeKnown(root string, now time.Time, sums map[string]knownSum) []byte {
+func encodeKnown(root string, now time.Time, sums []knownSum) []byte {
 	size := len(knownMagic) + sha256.Size + 3*8 + len(root)
-	for p := range sums {
-		size += 8 + len(p) + knownEntry
+	for _, e := range sums {
+		size += 8 + len(e.path) + knownEntry
 	}
 	b := make([]byte, len(knownMagic)+sha256.Size, size)
 	copy(b, knownMagic)
@@ -249,15 +221,15 @@ func encodeKnown(root string, now time.Time, sums map[string]knownSum) []byte {
 	text(root)
 	number(uint64(now.UnixNano()))
 	number(uint64(len(sums)))
-	for p, e := range sums {
-		text(p)
+	for _, e := range sums {
+		text(e.path)
 		number(e.at.dev)
 		number(e.at.ino)
 		number(uint64(e.at.size))
 		number(uint64(e.at.mode))
 		number(uint64(e.at.mtime))
 		number(uint64(e.at.ctime))
-		b = append(b, e.sum[:]...)
+		b = append(b, e.sum...)
 	}
 	sum := sha256.Sum256(b[len(knownMagic)+sha256.Size:])
 	copy(b[len(knownMagic):], sum[:])
@@ -265,32 +237,32 @@ func encodeKnown(root string, now time.Time, sums map[string]knownSum) []byte {
 }
 
 // decodeKnown reads what encodeKnown wrote for the same root before now.
-func decodeKnown(b []byte, root string, now time.Time) (map[string]knownSum, bool) {
-	b, ok := bytes.CutPrefix(b, []byte(knownMagic))
-	if !ok || len(b) < sha256.Size {
+func decodeKnown(data []byte, root string, now time.Time) ([]knownSum, bool) {
+	data, ok := bytes.CutPrefix(data, []byte(knownMagic))
+	if !ok || len(data) < sha256.Size {
 		return nil, false
 	}
-	if sum := sha256.Sum256(b[sha256.Size:]); !bytes.Equal(sum[:], b[:sha256.Size]) {
+	if sum := sha256.Sum256(data[sha256.Size:]); !bytes.Equal(sum[:], data[:sha256.Size]) {
 		return nil, false
 	}
-	b = b[sha256.Size:]
-	number := func() (n uint64) {
-		if len(b) < 8 {
-			ok = false
-			return 0
-		}
-		n, b = binary.LittleEndian.Uint64(b), b[8:]
-		return n
-	}
-	text := func() (s string) {
-		n := number()
-		if !ok || n > uint64(len(b)) {
-			ok = false
+	b := string(data[sha256.Size:]) // paths and sums are parts of it
+	cut := func(n uint64) (s string) {
+		if n > uint64(len(b)) {
+			ok, b = false, ""
 			return ""
 		}
-		s, b = string(b[:n]), b[n:]
+		s, b = b[:n], b[n:]
 		return s
 	}
+	number := func() uint64 {
+		s := cut(8)
+		if !ok {
+			return 0
+		}
+		return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+			uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+	}
+	text := func() string { return cut(number()) }
 	// With a clock that went back, a later change could have an earlier ctime.
 	if text() != root || int64(number()) > now.UnixNano() {
 		return nil, false
@@ -299,15 +271,17 @@ func decodeKnown(b []byte, root string, now time.Time) (map[string]knownSum, boo
 	if !ok || n > uint64(len(b))/knownEntry {
 		return nil, false
 	}
-	sums := make(map[string]knownSum, n)
-	for range n {
-		p := text()
-		e := knownSum{at: fileStat{dev: number(), ino: number(), size: int64(number()), mode: uint32(number()), mtime: int64(number()), ctime: int64(number())}}
-		if !ok || copy(e.sum[:], b) < sha256.Size {
+	sums := make([]knownSum, 0, n)
+	for i := range int(n) {
+		e := knownSum{
+			path: text(),
+			at:   fileStat{dev: number(), ino: number(), size: int64(number()), mode: uint32(number()), mtime: int64(number()), ctime: int64(number())},
+			sum:  cut(2 * sha256.Size),
+		}
+		if !ok || i > 0 && e.path <= sums[i-1].path {
 			return nil, false
 		}
-		b = b[sha256.Size:]
-		sums[p] = e
+		sums = append(sums, e)
 	}
-	return sums, len(b) == 0
+	return sums, b == ""
 }

@@ -3,7 +3,10 @@ package stages
 import (
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // statOf is what the file system says of a file.
@@ -13,6 +16,75 @@ func statOf(info fs.FileInfo) (fileStat, bool) {
 		return fileStat{}, false
 	}
 	return fileStat{dev: uint64(s.Dev), ino: s.Ino, size: s.Size, mode: s.Mode, mtime: s.Mtim.Nano(), ctime: s.Ctim.Nano()}, true
+}
+
+// look finds out which files are as they were when they were summed. It takes
+// half of a plan's time, so it asks the kernel itself: [os.Root] would ask
+// three times as long. What can't be told counts as changed.
+func (k knownSums) look() []bool {
+	holds := make([]bool, len(k.sums))
+	_ = inParts(len(k.sums), func(from, to int) error {
+		top, err := unix.Open(k.root, openPath, 0)
+		if err != nil {
+			return err
+		}
+		l := looker{in: []lookedInto{{"", top}}}
+		defer l.leave(0)
+		for i := from; i < to; i++ {
+			at, ok := l.lstat(k.sums[i].path)
+			holds[i] = ok && at == k.sums[i].at
+		}
+		return nil
+	})
+	return holds
+}
+
+// A folder is only passed through, and never one behind a link.
+const openPath = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+// looker looks at the files of one folder after the other.
+type looker struct {
+	in []lookedInto // from the top down to where the last file was
+}
+
+type lookedInto struct {
+	path string // ends in a slash, but for the top's
+	fd   int
+}
+
+func (l *looker) lstat(p string) (fileStat, bool) {
+	dir := p[:strings.LastIndexByte(p, '/')+1]
+	n := len(l.in)
+	for !strings.HasPrefix(dir, l.in[n-1].path) {
+		n--
+	}
+	l.leave(n)
+	for at := l.in[n-1]; len(at.path) < len(dir); {
+		end := len(at.path) + strings.IndexByte(dir[len(at.path):], '/')
+		name := dir[len(at.path):end]
+		if name == ".." {
+			return fileStat{}, false
+		}
+		fd, err := unix.Openat(at.fd, name, openPath, 0)
+		if err != nil {
+			return fileStat{}, false
+		}
+		at = lookedInto{dir[:end+1], fd}
+		l.in = append(l.in, at)
+	}
+	var s unix.Stat_t
+	if base := p[len(dir):]; base == "" || base == ".." || unix.Fstatat(l.in[len(l.in)-1].fd, base, &s, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return fileStat{}, false
+	}
+	return fileStat{dev: uint64(s.Dev), ino: s.Ino, size: s.Size, mode: s.Mode, mtime: s.Mtim.Nano(), ctime: s.Ctim.Nano()}, true
+}
+
+// leave closes the folders below the nth.
+func (l *looker) leave(n int) {
+	for _, f := range l.in[n:] {
+		_ = unix.Close(f.fd)
+	}
+	l.in = l.in[:n]
 }
 
 // ours reports whether the file belongs to this process's user.

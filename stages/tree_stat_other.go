@@ -9,3 +9,4 @@ import "io/fs"
 func statOf(fs.FileInfo) (fileStat, bool) { return fileStat{}, false }
 func ours(fs.FileInfo) bool               { return false }
 func localFiles(string) bool              { return false }
+func (knownSums) look() []bool            { return nil }
