@@ -105,7 +105,7 @@ func ParsePolicy(data []byte) (Policy, error) {
 	}
 	for table, names := range map[string]map[string][]string{"services": p.Services, "namespaces": p.Namespaces} {
 		for _, name := range slices.Sorted(maps.Keys(names)) {
-			if !dnsLabel.MatchString(name) {
+			if !isDNSLabel(name) {
 				d.badf([]string{table, name}, "not a DNS label")
 			}
 			owners(names[name], table, name)
@@ -114,7 +114,7 @@ func ParsePolicy(data []byte) (Policy, error) {
 	seen := map[string]bool{}
 	for i, h := range p.Hosts {
 		at := func(key string) []string { return []string{"hosts", strconv.Itoa(i), key} }
-		if !dnsName.MatchString(h.Host) {
+		if !isDNSName(h.Host) {
 			d.badf(at("host"), "%q is not a host name", h.Host)
 		}
 		if h.BasePath != "" && (!strings.HasPrefix(h.BasePath, "/") || path.Clean(h.BasePath) != h.BasePath) {

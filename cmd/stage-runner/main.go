@@ -15,6 +15,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
+	"github.com/kuroko-faas/kuroko/internal/nogc"
 	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
@@ -23,6 +24,7 @@ import (
 var version = "dev"
 
 func main() {
+	nogc.End(100)
 	sandbox.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
