@@ -22,27 +22,42 @@ type FileSets struct {
 // are.
 func (p *Project) FileSets(paths []string) FileSets {
 	sets := FileSets{Own: map[string][]string{}}
+	own := map[string]*[]string{}
 	for _, f := range p.Functions {
 		if f.Source != "" {
-			sets.Own[f.Source] = nil
+			own[f.Source] = new([]string)
 		}
 	}
 	pack := p.Package.narrow()
+	var in []*[]string // the sources around last, the folder of the file before
+	last := "/"        // no folder is called so
 	for _, file := range paths {
 		if !pack.takes(file) {
 			sets.Left = append(sets.Left, file)
 			continue
 		}
-		shared := true
-		for dir := file; dir != ""; dir = dir[:max(0, strings.LastIndexByte(dir, '/'))] {
-			if _, source := sets.Own[dir]; source {
-				sets.Own[dir] = append(sets.Own[dir], file)
-				shared = false
+		dir := file[:max(0, strings.LastIndexByte(file, '/'))]
+		if dir != last {
+			last, in = dir, in[:0]
+			for up := dir; up != ""; up = up[:max(0, strings.LastIndexByte(up, '/'))] {
+				if source := own[up]; source != nil {
+					in = append(in, source)
+				}
 			}
 		}
-		if shared {
+		itself := own[file]
+		if itself != nil {
+			*itself = append(*itself, file)
+		}
+		for _, source := range in {
+			*source = append(*source, file)
+		}
+		if itself == nil && len(in) == 0 {
 			sets.Shared = append(sets.Shared, file)
 		}
+	}
+	for dir, files := range own {
+		sets.Own[dir] = *files
 	}
 	return sets
 }
@@ -94,7 +109,7 @@ var seldom = []string{
 
 type narrowing struct {
 	all                   bool // no include
-	include, exclude, out globs
+	include, exclude, out *globs
 }
 
 func (k Package) narrow() narrowing {

@@ -1,6 +1,7 @@
 package project
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -10,11 +11,8 @@ import (
 // compileGlob understands * and ? within a path segment, ** across segments.
 // A pattern that names a folder matches everything below it.
 func compileGlob(pattern string) (*regexp.Regexp, error) {
-	if len(pattern) > 256 {
-		return nil, fmt.Errorf("it has %d characters; at most 256 are allowed", len(pattern))
-	}
-	if strings.ContainsAny(pattern, "[]{}!") {
-		return nil, fmt.Errorf("[ ] { } ! have no meaning here")
+	if err := checkGlob(pattern); err != nil {
+		return nil, err
 	}
 	pattern = strings.TrimSuffix(strings.TrimPrefix(pattern, "./"), "/")
 	var b strings.Builder
@@ -46,6 +44,17 @@ func compileGlob(pattern string) (*regexp.Regexp, error) {
 	return regexp.Compile(b.String())
 }
 
+// checkGlob refuses what is no glob.
+func checkGlob(pattern string) error {
+	if len(pattern) > 256 {
+		return fmt.Errorf("it has %d characters; at most 256 are allowed", len(pattern))
+	}
+	if strings.ContainsAny(pattern, "[]{}!") {
+		return errors.New("[ ] { } ! have no meaning here")
+	}
+	return nil
+}
+
 // globs match what one of them matches; none match nothing. What matches a
 // folder matches everything below it, so each folder is judged once; most
 // patterns name a path or one segment anywhere (**/README*) and need no
@@ -53,19 +62,23 @@ func compileGlob(pattern string) (*regexp.Regexp, error) {
 type globs struct {
 	paths   map[string]bool // from the root, as they are
 	names   map[string]bool // segments as they are
-	wild    []string        // segments with * or ?
+	wild    []wildSegment   // segments with * or ?
 	other   *regexp.Regexp  // everything else; nil for none
 	folders map[string]bool // judged so far
+	dir     string          // the last one of them: neighbours follow each other
+	below   bool            // what was said of it
 }
+
+// wildSegment is a segment with * or ?, and a text that is in whatever matches.
+type wildSegment struct{ pattern, text string }
 
 // newGlobs leaves out what is no glob: that was reported when the file was
 // parsed.
-func newGlobs(patterns []string) globs {
-	g := globs{paths: map[string]bool{}, names: map[string]bool{}, folders: map[string]bool{"": false}}
+func newGlobs(patterns []string) *globs {
+	g := &globs{paths: map[string]bool{}, names: map[string]bool{}, folders: map[string]bool{"": false}}
 	var rest []string
 	for _, p := range patterns {
-		re, err := compileGlob(p)
-		if err != nil {
+		if checkGlob(p) != nil {
 			continue
 		}
 		p = strings.TrimSuffix(strings.TrimPrefix(p, "./"), "/")
@@ -74,9 +87,17 @@ func newGlobs(patterns []string) globs {
 		case !strings.ContainsAny(p, "*?"):
 			g.paths[p] = true
 		case !anywhere || segment == "" || strings.Contains(segment, "/") || strings.Contains(segment, "**"):
-			rest = append(rest, re.String())
+			if re, err := compileGlob(p); err == nil {
+				rest = append(rest, re.String())
+			}
 		case strings.ContainsAny(segment, "*?"):
-			g.wild = append(g.wild, segment)
+			text := ""
+			for _, t := range strings.FieldsFunc(segment, func(c rune) bool { return c == '*' || c == '?' }) {
+				if len(t) > len(text) {
+					text = t
+				}
+			}
+			g.wild = append(g.wild, wildSegment{segment, text})
 		default:
 			g.names[segment] = true
 		}
@@ -87,25 +108,28 @@ func newGlobs(patterns []string) globs {
 	return g
 }
 
-func (g globs) match(file string) bool {
+func (g *globs) match(file string) bool {
 	dir := file[:max(0, strings.LastIndexByte(file, '/'))]
-	below, known := g.folders[dir]
-	if !known {
-		below = g.match(dir)
-		g.folders[dir] = below
+	if dir != g.dir {
+		below, known := g.folders[dir]
+		if !known {
+			below = g.match(dir)
+			g.folders[dir] = below
+		}
+		g.dir, g.below = dir, below
 	}
-	return below || g.itself(file)
+	return g.below || g.itself(file)
 }
 
 // itself reports whether a pattern matches the path, other than by a folder
 // above it.
-func (g globs) itself(file string) bool {
+func (g *globs) itself(file string) bool {
 	segment := file[strings.LastIndexByte(file, '/')+1:]
 	if g.paths[file] || g.names[segment] {
 		return true
 	}
 	for _, w := range g.wild {
-		if matchSegment(w, segment) {
+		if strings.Contains(segment, w.text) && matchSegment(w.pattern, segment) {
 			return true
 		}
 	}

@@ -14,10 +14,26 @@ type Header struct {
 // ParseHeader reads the frozen fields of faas.yml and ignores everything
 // else, so that a key of a later version stops nobody. Its error is
 // [Problems]: the file is no YAML map, or has no usable service name.
-func ParseHeader(data []byte) (Header, error) {
+func ParseHeader(data []byte) (Header, error) { return Read(data).Header() }
+
+// File is a faas.yml that was read as YAML, for [File.Header] and
+// [File.Parse]: a large file takes a while.
+type File struct {
+	root     *node // nil with problems that leave nothing to read
+	problems Problems
+}
+
+// Read reads faas.yml. What is wrong with it, Header and Parse say.
+func Read(data []byte) File {
 	root, problems := read(data)
+	return File{root, problems}
+}
+
+// Header is [ParseHeader] of a file that was read.
+func (f File) Header() (Header, error) {
+	root := f.root
 	if root == nil {
-		return Header{}, problems
+		return Header{}, f.problems
 	}
 	h := Header{Version: root.get("version").int(), Channel: "stable"}
 	if c := root.at("platform", "channel"); c.has() && c.kind == aText {

@@ -2,6 +2,7 @@ package project
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -9,13 +10,15 @@ import (
 // Parse reads faas.yml, checks it as a whole and merges it for one
 // environment. Its error is [Problems]: all that is wrong, at once. It never
 // panics, whatever the bytes are.
-func Parse(data []byte, o Options) (*Project, error) {
-	root, problems := read(data)
-	if root == nil {
-		return nil, problems.sorted()
+func Parse(data []byte, o Options) (*Project, error) { return Read(data).Parse(o) }
+
+// Parse is [Parse] of a file that was read.
+func (f File) Parse(o Options) (*Project, error) {
+	if f.root == nil {
+		return nil, f.problems.sorted()
 	}
-	m := &maker{o: o, root: root, merging: merging{nulls: map[*node]*null{}, done: map[pair]*node{}}, merged: map[string]*node{}, starts: map[string]*node{}, defaults: map[string]*node{}, maps: map[*node]map[string]string{}, p: &Project{}}
-	m.problems = problems
+	m := &maker{o: o, root: f.root, merging: merging{nulls: map[*node]*null{}, done: map[pair]*node{}}, merged: map[string]*node{}, starts: map[string]*node{}, defaults: map[string]*node{}, maps: map[*node]map[string]string{}, p: &Project{}}
+	m.problems = slices.Clip(f.problems)
 	m.check()
 	if len(m.problems) > maxProblems {
 		return nil, m.problems.sorted().first(maxProblems)

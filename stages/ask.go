@@ -44,9 +44,30 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 	if err != nil {
 		return Plans{}, err
 	}
-	if err := s.plannedHandlers(p); err != nil {
-		return Plans{}, err
+	// Handlers and files are looked at while cluster and registry are asked.
+	handlers := make(chan error, 1)
+	go func() { handlers <- s.plannedHandlers(p) }()
+	var files []File
+	var ferr error
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		files, ferr = s.files(ctx, p)
+	}()
+	s.reading = func() ([]File, error) {
+		<-read
+		return files, ferr
 	}
+	plans, err := s.plans(ctx, ask, p)
+	<-read
+	if herr := <-handlers; herr != nil { // of all that is wrong, the first to correct
+		return Plans{}, herr
+	}
+	return plans, err
+}
+
+// plans makes them of a project whose files are being read.
+func (s *state) plans(ctx context.Context, ask Ask, p *project.Project) (Plans, error) {
 	scope, err := s.scope(ctx)
 	if err != nil {
 		return Plans{}, err

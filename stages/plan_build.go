@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kuroko-faas/kuroko/builder"
@@ -277,15 +279,15 @@ func codeOf(p *project.Project, files []File) code {
 		apart[lock], apart[manifests[lang]] = true, true
 	}
 	sum := func(files []string) string {
-		parts := make([]string, 0, len(files))
+		s := newSummer()
 		for _, f := range files {
 			if apart[f] {
-				parts = append(parts, f)
+				s.add(f)
 				continue
 			}
-			parts = append(parts, f+"\x00"+c.sums[f])
+			s.add(f, "\x00", c.sums[f])
 		}
-		return sumOf(parts...)
+		return s.sum()
 	}
 	c.shared = sum(c.sets.Shared)
 	for dir, files := range c.sets.Own {
@@ -439,12 +441,36 @@ func builtInName(layer string) string { return strings.TrimPrefix(layer, "builti
 
 // sumOf hashes parts so that no two different lists collide.
 func sumOf(parts ...string) string {
-	h := sha256.New()
+	s := newSummer()
 	for _, p := range parts {
-		fmt.Fprintf(h, "%d:%s,", len(p), p)
+		s.add(p)
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	return s.sum()
 }
+
+// summer is [sumOf] for a list that comes part by part.
+type summer struct {
+	hash hash.Hash
+	buf  []byte
+}
+
+func newSummer() *summer { return &summer{hash: sha256.New()} }
+
+// add adds one part, which may be given in pieces.
+func (s *summer) add(pieces ...string) {
+	size := 0
+	for _, p := range pieces {
+		size += len(p)
+	}
+	s.buf = append(strconv.AppendInt(s.buf[:0], int64(size), 10), ':')
+	for _, p := range pieces {
+		s.buf = append(s.buf, p...)
+	}
+	s.buf = append(s.buf, ',')
+	s.hash.Write(s.buf)
+}
+
+func (s *summer) sum() string { return hex.EncodeToString(s.hash.Sum(nil)) }
 
 func keyOf(list []Input) string {
 	parts := make([]string, 0, 2*len(list))

@@ -45,8 +45,9 @@ func Platform(getenv func(string) string) (*bundle.Client, *bundle.Platform, err
 // ChooseBundle chooses and opens the bundle of a job. Of faas.yml only the
 // frozen header is read before a bundle is known; a file that can't be read is
 // reported by the stage that needs it. tier is the template's word; the
-// stricter of it and the header's counts.
-func ChooseBundle(ctx context.Context, c *bundle.Client, p *bundle.Platform, job ci.Job, runner, tier string) (*bundle.Bundle, error) {
+// stricter of it and the header's counts. A tree from [Look] has the file
+// already; nil reads it.
+func ChooseBundle(ctx context.Context, c *bundle.Client, p *bundle.Platform, job ci.Job, tree *Tree, runner, tier string) (*bundle.Bundle, error) {
 	if tier != "" && project.Tier(tier).Rank() == 0 {
 		return nil, &usererr.Error{Code: usererr.CodeJobEnv, Err: fmt.Errorf("FAAS_TIER: no tier is called %q", tier), Next: "use one of: sandbox, standard, core"}
 	}
@@ -55,8 +56,8 @@ func ChooseBundle(ctx context.Context, c *bundle.Client, p *bundle.Platform, job
 		PipelineID: job.Pipeline.ID, At: job.Pipeline.Created, Runner: runner, Tier: tier,
 		Handed: filepath.Join(job.Dir, WorkDir),
 	}
-	if data, err := readProjectFile(job.Dir); err == nil {
-		if h, err := project.ParseHeader(data); err == nil {
+	if f, err := tree.project(job.Dir); err == nil {
+		if h, err := f.Header(); err == nil {
 			if h.Tier.Rank() > project.Tier(tier).Rank() {
 				q.Tier = string(h.Tier)
 			}

@@ -79,8 +79,10 @@ type state struct {
 	where  *bundle.Site
 	live   *deployer.Release // what to compare a build plan with, when known
 	looked *Tree             // for a plan that only people read
-	tree   *os.Root          // the work tree; closed at the end of Run
-	result Result
+	// reading waits for the work tree's files; nil where nobody reads them yet.
+	reading func() ([]File, error)
+	tree    *os.Root // the work tree; closed at the end of Run
+	result  Result
 	// awaiting and released say what deploy came to in this process: a release
 	// that waits for a person, and how it goes on; or one that is live.
 	awaiting, released string
@@ -102,7 +104,7 @@ func (s *state) project(context.Context) (*project.Project, error) {
 	if s.proj != nil {
 		return s.proj, nil
 	}
-	data, err := readProjectFile(s.Job.Dir)
+	f, err := s.looked.project(s.Job.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +112,7 @@ func (s *state) project(context.Context) (*project.Project, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := project.Parse(data, opts)
+	p, err := f.Parse(opts)
 	var problems project.Problems
 	if errors.As(err, &problems) {
 		return nil, projectError(problems)

@@ -158,7 +158,11 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	if err != nil {
 		return BuildPlan{}, err
 	}
-	files, err := s.files(ctx, p)
+	read := s.reading
+	if read == nil {
+		read = func() ([]File, error) { return s.files(ctx, p) }
+	}
+	files, err := read()
 	if err != nil {
 		return BuildPlan{}, treeError(err)
 	}

@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/kuroko-faas/kuroko/project"
 )
 
 // knownSums are the sums of files as an earlier plan of the same work tree
@@ -67,6 +70,7 @@ const knownMagic = "kuroko tree sums 2\n"
 // Tree is the work tree, looked at while other things are done.
 type Tree struct {
 	cancel context.CancelFunc
+	file   func() (project.File, error) // faas.yml
 	done   chan struct{}
 	known  knownSums
 	paths  []string // tracked
@@ -78,7 +82,7 @@ type Tree struct {
 // cache; an empty cache keeps nothing. The caller closes the Tree.
 func Look(ctx context.Context, dir, cache string) *Tree {
 	ctx, cancel := context.WithCancel(ctx)
-	t := &Tree{cancel: cancel, done: make(chan struct{})}
+	t := &Tree{cancel: cancel, done: make(chan struct{}), file: sync.OnceValues(func() (project.File, error) { return projectFile(dir) })}
 	go func() {
 		defer close(t.done)
 		listed := make(chan struct{})
@@ -91,6 +95,22 @@ func Look(ctx context.Context, dir, cache string) *Tree {
 		<-listed
 	}()
 	return t
+}
+
+// project is faas.yml; a nil Tree reads it now, in dir.
+func (t *Tree) project(dir string) (project.File, error) {
+	if t == nil {
+		return projectFile(dir)
+	}
+	return t.file()
+}
+
+func projectFile(dir string) (project.File, error) {
+	data, err := readProjectFile(dir)
+	if err != nil {
+		return project.File{}, err
+	}
+	return project.Read(data), nil
 }
 
 // wait returns when everything was looked at.

@@ -43,8 +43,8 @@ func (c command) getenv(name string) string {
 }
 
 // open reads the repository and chooses the bundle its next pipeline would.
-// The caller closes the runner's bundle.
-func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) {
+// tree may be nil. The caller closes the runner's bundle.
+func (c command) open(ctx *cli.Context, tree *stages.Tree, needOwner bool) (*stages.Runner, error) {
 	job := ci.Job{Environment: ctx.String("env")}
 	if job.Environment == "" {
 		job.Environment = c.getenv("FAAS_ENVIRONMENT")
@@ -81,7 +81,7 @@ func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) 
 		sha, branch, err = head(ctx.Context, c.environ, job.Dir)
 		commit <- err
 	}()
-	b, err := c.bundle(ctx.Context, job)
+	b, err := c.bundle(ctx.Context, job, tree)
 	if herr := <-commit; herr != nil || err != nil {
 		if b != nil {
 			err = errors.Join(err, b.Close())
@@ -101,13 +101,13 @@ func (c command) open(ctx *cli.Context, needOwner bool) (*stages.Runner, error) 
 
 // bundle chooses and opens the bundle that the job would run. The caller
 // closes it.
-func (c command) bundle(ctx context.Context, job ci.Job) (*bundle.Bundle, error) {
+func (c command) bundle(ctx context.Context, job ci.Job, tree *stages.Tree) (*bundle.Bundle, error) {
 	client, platform, err := stages.Platform(c.getenv)
 	if err != nil {
 		return nil, err
 	}
 	client.InMemory = true
-	b, err := stages.ChooseBundle(ctx, client, platform, job, version, "")
+	b, err := stages.ChooseBundle(ctx, client, platform, job, tree, version, "")
 	if err != nil {
 		return nil, stages.Explain(ctx, err)
 	}
@@ -151,7 +151,7 @@ func (c command) print(ctx *cli.Context, v any, text string) error {
 
 // target connects to what runs the repository's service.
 func (c command) target(ctx *cli.Context) (*stages.Runner, deployer.Scope, stages.Target, error) {
-	r, err := c.open(ctx, true)
+	r, err := c.open(ctx, nil, true)
 	if err != nil {
 		return nil, deployer.Scope{}, stages.Target{}, err
 	}

@@ -23,7 +23,7 @@ func (c command) schema(ctx *cli.Context) error {
 	if job.Dir, err = filepath.Abs(ctx.String("dir")); err != nil {
 		return err
 	}
-	b, err := c.bundle(ctx.Context, job)
+	b, err := c.bundle(ctx.Context, job, nil)
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func (l *lab) runner(log io.Writer) *stages.Runner {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	b, err := stages.ChooseBundle(l.t.Context(), client, platform, job, version, "")
+	b, err := stages.ChooseBundle(l.t.Context(), client, platform, job, nil, version, "")
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func (c command) plan(ctx *cli.Context) error {
 		tree = stages.Look(ctx.Context, dir, c.sums()) // while the bundle is chosen
 		defer tree.Close()
 	}
-	r, err := c.open(ctx, ctx.String("vs") != "")
+	r, err := c.open(ctx, tree, ctx.String("vs") != "")
 	if err != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func (j job) bundle(ctx context.Context, facts ci.Job, log ci.Log) (*bundle.Bund
 	if err != nil {
 		return nil, err
 	}
-	b, err := stages.ChooseBundle(ctx, client, platform, facts, version, j.getenv("FAAS_TIER"))
+	b, err := stages.ChooseBundle(ctx, client, platform, facts, nil, version, j.getenv("FAAS_TIER"))
 	if err != nil {
 		return nil, err
 	}

@@ -65,7 +65,7 @@ func try(ctx context.Context, dir, sandbox string, stdout, stderr io.Writer) (er
 	if err != nil {
 		return err
 	}
-	b, err := stages.ChooseBundle(ctx, client, where, job, "dev", "")
+	b, err := stages.ChooseBundle(ctx, client, where, job, nil, "dev", "")
 	if err != nil {
 		return stages.Explain(ctx, err)
 	}
