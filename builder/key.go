@@ -55,12 +55,12 @@ func DigestOf(ctx context.Context, t Tree) (string, error) {
 
 func (t Tree) layer() layer.Tree { return layer.Tree{FS: t.FS, Prefix: t.Prefix, Paths: t.Paths} }
 
-var tagName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,120}$`)
+var tagName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
 // keyTag is the tag that a key's image has. A key that can't be part of one is
 // hashed.
 func keyTag(repo name.Repository, prefix, key string) name.Tag {
-	if !tagName.MatchString(key) {
+	if len(key) > 120 || !tagName.MatchString(key) {
 		key = Key("tag", key)
 	}
 	return repo.Tag(prefix + key)

@@ -114,8 +114,6 @@ func decode(data []byte) (doc *yaml.Node, err error) {
 	return nil, errSecond
 }
 
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
 // syntaxProblem finds the place of a syntax error: the end of the shortest
 // beginning of the file that fails in the same words. The library itself names
 // at best the line where the enclosing block starts.
@@ -137,7 +135,7 @@ func syntaxProblem(data []byte, cause error) Problem {
 		}
 	}
 	text := cause.Error()
-	m := yamlLine.FindStringSubmatch(text)
+	m := regexp.MustCompile(`^yaml: (?:line (\d+): )?`).FindStringSubmatch(text)
 	var said string
 	if m != nil {
 		said = text[len(m[0]):]
@@ -169,11 +167,11 @@ func syntaxProblem(data []byte, cause error) Problem {
 	}
 	if p.Why, p.Next = explain(said, last); strings.HasPrefix(p.Why, unclosed) {
 		// The most frequent cause by far has a better place.
-		if m := bareParam.FindSubmatchIndex(data); m != nil {
+		if m := regexp.MustCompile(bareParam).FindSubmatchIndex(data); m != nil {
 			p.Line, p.Column = place(data[:m[2]+1])
 			p.Why = "inside { } the path " + string(data[m[2]:m[3]]) + " needs quotes, because of its brackets"
 			p.Next = fmt.Sprintf("write %q", data[m[2]:m[3]])
-		} else if m := bareVariable.FindSubmatchIndex(data); m != nil && quoting(data, m[2], m[3], cause) {
+		} else if m := regexp.MustCompile(bareVariable).FindSubmatchIndex(data); m != nil && quoting(data, m[2], m[3], cause) {
 			p.Line, p.Column = place(data[:m[2]+1])
 			p.Why = "inside { } the variable " + string(data[m[2]:m[3]]) + " needs quotes, because of its braces"
 			p.Next = fmt.Sprintf("write %q", data[m[2]:m[3]])
@@ -188,10 +186,10 @@ func syntaxProblem(data []byte, cause error) Problem {
 const unclosed = "a { or [ is not closed, or what is inside is not separated by commas"
 
 // bareParam is a path with a parameter and without quotes in a flow map.
-var bareParam = regexp.MustCompile(`[{,]\s*path:\s*(/[^\s"',{}\[\]]*(?:\[\w+\]|\{\w+\})[^\s"',{}\[\]]*)`)
+const bareParam = `[{,]\s*path:\s*(/[^\s"',{}\[\]]*(?:\[\w+\]|\{\w+\})[^\s"',{}\[\]]*)`
 
 // bareVariable is a variable without quotes in a flow map or list.
-var bareVariable = regexp.MustCompile(`[{\[,][^"'\n#]*?(\$\{(?:env|git):[^}\n]*\})`)
+const bareVariable = `[{\[,][^"'\n#]*?(\$\{(?:env|git):[^}\n]*\})`
 
 // quoting reports whether quotes around a part of the file take the error away.
 func quoting(data []byte, from, to int, cause error) bool {

@@ -10,12 +10,12 @@ import (
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/kuroko-faas/kuroko/bundle"
 )
 
-// lookups is how many images are asked for at once.
+// lookups is how many images are asked for at once, each by the goroutine that
+// asked for one before: its stack has grown already.
 const lookups = 8
 
 // existing asks the registry for the plan's images, and returns the digests of
@@ -24,8 +24,22 @@ func (s *state) existing(ctx context.Context, plan BuildPlan) (map[string]string
 	found := map[string]string{}
 	var mu sync.Mutex
 	var errs []error
-	var group errgroup.Group
-	group.SetLimit(lookups)
+	images := make(chan PlannedImage)
+	var group sync.WaitGroup
+	for range min(lookups, len(plan.Images)) {
+		group.Go(func() {
+			for img := range images {
+				digest, err := s.lookUp(ctx, plan.Repository+"/"+img.Name, img)
+				mu.Lock()
+				if err != nil {
+					errs = append(errs, err)
+				} else if digest != "" {
+					found[img.Name] = digest
+				}
+				mu.Unlock()
+			}
+		})
+	}
 	for _, img := range plan.Images {
 		if img.Engine == EngineImage {
 			continue // nobody built it here
@@ -36,29 +50,25 @@ func (s *state) existing(ctx context.Context, plan BuildPlan) (map[string]string
 		if failed {
 			break // the next ones would wait for the same registry
 		}
-		group.Go(func() error {
-			repo, err := name.NewRepository(plan.Repository + "/" + img.Name)
-			if err != nil {
-				err = fmt.Errorf("image %s: %w", img.Name, err)
-			} else {
-				var ref name.Digest
-				var ok bool
-				if ref, ok, err = s.World.Exists(ctx, repo, img.Key); ok && err == nil {
-					mu.Lock()
-					found[img.Name] = ref.DigestStr()
-					mu.Unlock()
-				}
-			}
-			if err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
-			return nil
-		})
+		images <- img
 	}
-	_ = group.Wait() // errors are kept above, all of them
+	close(images)
+	group.Wait()
 	return found, errors.Join(errs...)
+}
+
+// lookUp is the digest of the image in the repository; empty when it is not
+// there.
+func (s *state) lookUp(ctx context.Context, repository string, img PlannedImage) (string, error) {
+	repo, err := name.NewRepository(repository)
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", img.Name, err)
+	}
+	ref, ok, err := s.World.Exists(ctx, repo, img.Key)
+	if err != nil || !ok {
+		return "", err
+	}
+	return ref.DigestStr(), nil
 }
 
 // folders names the folders of a bundle's folder: its plugins.

@@ -4,11 +4,19 @@
 // there. Only programs import it, and end it first thing in main.
 package nogc
 
-import "runtime/debug"
+import (
+	"runtime"
+	"runtime/debug"
+)
 
 // Of the packages that are ready, Go initialises the first by name. This one
 // imports next to nothing, so it comes before those that make the tables.
-func init() { debug.SetGCPercent(-1) }
+func init() {
+	debug.SetGCPercent(-1)
+	// A library links the profiler, so that stacks are walked for a profile of
+	// the memory, which nobody reads.
+	runtime.MemProfileRate = 0
+}
 
 // End begins to collect: percent is what GOGC means.
 func End(percent int) { debug.SetGCPercent(percent) }
