@@ -1,6 +1,9 @@
 package project
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // FileSets says which files of the repository belong to which unit.
 //
@@ -108,18 +111,20 @@ var seldom = []string{
 }
 
 type narrowing struct {
-	all                   bool // no include
-	include, exclude, out *globs
+	all           bool // no include
+	include, deny *globs
 }
 
 func (k Package) narrow() narrowing {
-	n := narrowing{all: len(k.Include) == 0, include: newGlobs(k.Include), exclude: newGlobs(k.Exclude), out: newGlobs(never)}
+	n := narrowing{all: len(k.Include) == 0, include: newGlobs(k.Include)}
+	deny := slices.Concat(never, k.Exclude)
 	if n.all {
-		n.exclude = newGlobs(append(append([]string(nil), seldom...), k.Exclude...))
+		deny = append(deny, seldom...)
 	}
+	n.deny = newGlobs(deny)
 	return n
 }
 
 func (n narrowing) takes(file string) bool {
-	return (n.all || n.include.match(file)) && !n.exclude.match(file) && !n.out.match(file)
+	return (n.all || n.include.match(file)) && !n.deny.match(file)
 }

@@ -48,15 +48,16 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 	handlers := make(chan error, 1)
 	go func() { handlers <- s.plannedHandlers(p) }()
 	var files []File
+	var sets project.FileSets
 	var ferr error
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		files, ferr = s.files(ctx, p)
+		files, sets, ferr = s.files(ctx, p)
 	}()
-	s.reading = func() ([]File, error) {
+	s.reading = func() ([]File, project.FileSets, error) {
 		<-read
-		return files, ferr
+		return files, sets, ferr
 	}
 	plans, err := s.plans(ctx, ask, p)
 	<-read

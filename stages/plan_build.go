@@ -103,6 +103,8 @@ type BuildInput struct {
 	Runtimes map[string]RuntimeFacts
 	// Files are the work tree's, with the sums of all that take part.
 	Files []File
+	// Sets are the project's of Files; nil sorts them.
+	Sets *project.FileSets
 	// Layout names our own layer format and compressor, so that a change of
 	// either makes new keys.
 	Layout string
@@ -137,7 +139,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		Version: 1, Service: in.Project.Service.Name, Environment: in.Environment, Commit: in.Commit,
 		Bundle: in.Bundle, Repository: in.Repository, Images: []PlannedImage{},
 	}
-	code := codeOf(in.Project, in.Files)
+	code := codeOf(in.Project, in.Files, in.Sets)
 	plan.Shared = code.sets.Shared
 	commandBuild := in.Runtimes[commandRuntime(in.Project, "")].Build
 	groups := map[string]*PlannedImage{}
@@ -263,14 +265,15 @@ type code struct {
 	split bool
 }
 
-func codeOf(p *project.Project, files []File) code {
+func codeOf(p *project.Project, files []File, sets *project.FileSets) code {
 	c := code{sums: make(map[string]string, len(files)), own: map[string]string{}}
-	paths := make([]string, 0, len(files))
 	for _, f := range files {
-		paths = append(paths, f.Path)
 		c.sums[f.Path] = f.Sum
 	}
-	c.sets = p.FileSets(paths)
+	if sets == nil {
+		sets = new(p.FileSets(pathsOf(files)))
+	}
+	c.sets = *sets
 	c.split = len(c.sets.Own) > 0
 	// Lock file and manifest are inputs of their own: what changes in them is
 	// not the code. Whether they are in the layer is.
@@ -296,6 +299,14 @@ func codeOf(p *project.Project, files []File) code {
 		}
 	}
 	return c
+}
+
+func pathsOf(files []File) []string {
+	paths := make([]string, 0, len(files))
+	for _, f := range files {
+		paths = append(paths, f.Path)
+	}
+	return paths
 }
 
 // orphans are folders that the live release knows as a function's source, and

@@ -160,15 +160,15 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	}
 	read := s.reading
 	if read == nil {
-		read = func() ([]File, error) { return s.files(ctx, p) }
+		read = func() ([]File, project.FileSets, error) { return s.files(ctx, p) }
 	}
-	files, err := read()
+	files, sets, err := read()
 	if err != nil {
 		return BuildPlan{}, treeError(err)
 	}
 	in := BuildInput{
 		Project: p, Environment: s.Job.Environment, Commit: s.Job.Commit.SHA, Bundle: s.Bundle.Digest,
-		Repository: repository, Runtimes: map[string]RuntimeFacts{}, Files: files, Layout: s.World.Layout,
+		Repository: repository, Runtimes: map[string]RuntimeFacts{}, Files: files, Sets: &sets, Layout: s.World.Layout,
 	}
 	used := map[string]bool{}
 	for _, f := range p.Functions {
@@ -257,7 +257,7 @@ func versionsOf(fsys fs.FS, rt bundle.Runtime) map[string]string {
 
 // files are the tree's files that take part in an image, with their sums: what
 // the units share, their own, and what decides the dependencies.
-func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
+func (s *state) files(ctx context.Context, p *project.Project) ([]File, project.FileSets, error) {
 	var paths []string
 	var known knownSums
 	var err error
@@ -267,7 +267,7 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
 		paths, err = withOutput(s.Job.Dir, p.Build.Output, paths)
 	}
 	if err != nil {
-		return nil, err
+		return nil, project.FileSets{}, err
 	}
 	extra := map[string]bool{procfile: true}
 	for _, f := range dockerfiles(p.Build.Dockerfile) {
@@ -276,11 +276,17 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, error) {
 	for lang, lock := range lockFiles {
 		extra[lock], extra[manifests[lang]] = true, true
 	}
+	sets := p.FileSets(paths)
 	left := map[string]bool{}
-	for _, f := range p.FileSets(paths).Left {
+	for _, f := range sets.Left {
 		left[f] = !extra[f]
 	}
-	return known.files(s.Job.Dir, slices.DeleteFunc(paths, func(f string) bool { return left[f] }))
+	paths = slices.DeleteFunc(paths, func(f string) bool { return left[f] })
+	files, err := known.files(s.Job.Dir, paths)
+	if len(files) < len(paths) { // some are gone
+		sets = p.FileSets(pathsOf(files))
+	}
+	return files, sets, err
 }
 
 // haveLayers refuses built-in layers that the bundle has for other runtimes

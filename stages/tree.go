@@ -98,7 +98,7 @@ func (k knownSums) files(dir string, paths []string) ([]File, error) {
 
 // each calls do for every path, several at once.
 func (k knownSums) each(root *os.Root, paths []string, do func(r *treeReader, i int) error) error {
-	return inParts(len(paths), func(from, to int) error {
+	return inParts(len(paths), readers, func(from, to int) error {
 		r := &treeReader{root: root, known: k}
 		defer r.close()
 		for i := from; i < to; i++ {
@@ -110,11 +110,11 @@ func (k knownSums) each(root *os.Root, paths []string, do func(r *treeReader, i 
 	})
 }
 
-// inParts calls do for the parts of n neighbours, at once. Neighbours go to
-// one reader, which keeps their folder open.
-func inParts(n int, do func(from, to int) error) error {
+// inParts calls do for so many parts of n neighbours, at once. Neighbours go
+// to one reader, which keeps their folder open.
+func inParts(n, parts int, do func(from, to int) error) error {
 	var group errgroup.Group
-	size := max(1, (n+readers-1)/readers)
+	size := max(1, (n+parts-1)/parts)
 	for from := 0; from < n; from += size {
 		group.Go(func() error { return do(from, min(from+size, n)) })
 	}
