@@ -5,7 +5,9 @@ GO ?= go
 BIN := $(CURDIR)/bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # -trimpath and no VCS stamp: the same sources give the same binary anywhere.
-GOFLAGS_BUILD := -trimpath -buildvcs=false
+# The tag leaves out what urfave/cli needs to write man pages: a Markdown parser
+# that every start would set up.
+GOFLAGS_BUILD := -trimpath -buildvcs=false -tags urfave_cli_no_docs
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED = 0
 

@@ -22,7 +22,7 @@ import (
 var version = "dev"
 
 func main() {
-	nogc.End(1000) // it ends before 40 MiB matter
+	nogc.End(1000) // from 40 MiB on; it ends before they matter
 	sandbox.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -14,11 +14,13 @@ import (
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
 	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
+	"github.com/kuroko-faas/kuroko/internal/nogc"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 	"github.com/kuroko-faas/kuroko/stages"
 )
 
 func TestMain(m *testing.M) {
+	nogc.End(100)
 	sandbox.Main()
 	os.Exit(devtest.Main(m))
 }

@@ -21,7 +21,7 @@ func BenchmarkStart(b *testing.B) {
 	}
 	build := func(out string, args ...string) string {
 		out = filepath.Join(dir, out)
-		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", out}, args...)...)
+		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-tags", "urfave_cli_no_docs", "-ldflags", "-s -w", "-o", out}, args...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := cmd.CombinedOutput(); err != nil {
 			b.Fatalf("%v\n%s", err, text)

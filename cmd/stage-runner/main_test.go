@@ -17,12 +17,14 @@ import (
 
 	"github.com/kuroko-faas/kuroko/internal/devenv"
 	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
+	"github.com/kuroko-faas/kuroko/internal/nogc"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 	"github.com/kuroko-faas/kuroko/oss/ossd"
 	"github.com/kuroko-faas/kuroko/stages"
 )
 
 func TestMain(m *testing.M) {
+	nogc.End(100)
 	sandbox.Main()
 	if os.Getenv(asProgram) != "" {
 		main()

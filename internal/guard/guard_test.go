@@ -61,6 +61,14 @@ func TestRunnerLinksNoKaniko(t *testing.T) {
 	}
 }
 
+func TestOnlyProgramsEndTheStart(t *testing.T) {
+	for dir, imports := range packages(t, false) {
+		if contains(imports, module+"internal/nogc") && !strings.HasPrefix(dir, "cmd/") {
+			t.Errorf("%s imports internal/nogc: when memory is collected is the program's to say", dir)
+		}
+	}
+}
+
 func TestPackagesAreDocumented(t *testing.T) {
 	docs := map[string]bool{}
 	walk(t, func(path string) {
