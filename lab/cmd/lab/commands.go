@@ -241,7 +241,7 @@ func (p program) test(ctx context.Context, args []string) (int, error) {
 	if err := tagged.Compile(ctx, p.o.Checkout, tag, tmp, pkgs, p.stderr); err != nil {
 		return 0, err
 	}
-	timeout := 15 * time.Minute
+	timeout := 40 * time.Minute // a quiet machine needs less than 15, a busy one its time
 	if long {
 		timeout = 2 * time.Hour
 		if err := os.Setenv("KUROKO_LAB_LONG", "1"); err != nil {

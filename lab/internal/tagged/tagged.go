@@ -211,7 +211,8 @@ func (p Plan) Execute(ctx context.Context, w io.Writer) (Count, error) {
 }
 
 func (p Plan) one(ctx context.Context, t Test, w io.Writer) (Count, error) {
-	args := []string{"-test.v=test2json", "-test.timeout=" + p.Timeout.String()}
+	// Tests that are parallel wait for the cluster's clocks, not for this machine.
+	args := []string{"-test.v=test2json", "-test.parallel=4", "-test.timeout=" + p.Timeout.String()}
 	if run := cmp.Or(p.Run, t.Run); run != "" {
 		args = append(args, "-test.run="+run)
 	}
