@@ -20,8 +20,8 @@ func statOf(info fs.FileInfo) (fileStat, bool) {
 }
 
 // look finds out which files are as they were when they were summed. It takes
-// half of a plan's time, so it asks the kernel itself: [os.Root] would ask
-// three times as long. What can't be told counts as changed.
+// a good part of a plan's time, so it asks the kernel itself: [os.Root] would
+// take twice as long. What can't be told counts as changed.
 func (k knownSums) look() []bool {
 	holds := make([]bool, len(k.sums))
 	// The questions don't wait for anything: with a reader on every processor,

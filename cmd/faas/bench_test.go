@@ -72,7 +72,8 @@ func benchmarkPlan(b *testing.B, l *lab, program, mode string, functions int) {
 	}
 	git("init", "-q")
 	git("add", ".")
-	git("-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "-m", "all")
+	// Without maintenance, which would go on in the background.
+	git("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "gc.auto=0", "-c", "maintenance.auto=false", "commit", "-q", "-m", "all")
 	time.Sleep(3 * time.Second) // both read files again that have just changed
 	first := took(l.environ, program, "plan")
 	git("status")
