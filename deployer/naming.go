@@ -40,8 +40,10 @@ func (s Spec) Hash() string {
 // RevisionName is the name of the attempt-th revision of this content,
 // counted from 1: <name>-<8 hex>, then <name>-<8 hex>-2 and so on. A later
 // attempt exists only where the earlier one failed.
-func (s Spec) RevisionName(attempt int) string {
-	n := s.Name + "-" + s.Hash()[:8]
+func (s Spec) RevisionName(attempt int) string { return s.revisionName(s.Hash(), attempt) }
+
+func (s Spec) revisionName(hash string, attempt int) string {
+	n := s.Name + "-" + hash[:8]
 	if attempt > 1 {
 		n += "-" + strconv.Itoa(attempt)
 	}

@@ -240,7 +240,8 @@ func Decide(units []Spec, s State) []Change {
 // Live that the live release doesn't have the unit.
 func decide(u Spec, svc Service, there bool, live Live) Change {
 	c := Change{Unit: u.Unit, Service: u.Name}
-	c.To = nextRevision(u, svc)
+	hash := u.Hash() // once: it writes the whole of u
+	c.To = nextRevision(u, hash, svc)
 	switch {
 	case live.Revision == "":
 		c.Action, c.Why = Create, "new unit"
@@ -250,7 +251,7 @@ func decide(u Spec, svc Service, there bool, live Live) Change {
 		return c
 	}
 	c.From, c.Action = live.Revision, Update
-	if live.Spec.Hash() != u.Hash() {
+	if live.Spec.Hash() != hash {
 		c.Why = difference(live.Spec, u)
 		return c
 	}
@@ -277,13 +278,14 @@ func (s State) service(name string) (Service, bool) {
 	return Service{Name: name}, false
 }
 
-// nextRevision is the first name for u's content that is free or holds a
-// revision of this content that has not failed; empty when all are used up.
-func nextRevision(u Spec, svc Service) string {
+// nextRevision is the first name for u's content, whose hash is given, that is
+// free or holds a revision of this content that has not failed; empty when all
+// are used up.
+func nextRevision(u Spec, hash string, svc Service) string {
 	for n := 1; n <= maxAttempt; n++ {
-		name := u.RevisionName(n)
+		name := u.revisionName(hash, n)
 		there, ok := svc.Revision(name)
-		if !ok || there.Phase != Broken && there.Hash == u.Hash() {
+		if !ok || there.Phase != Broken && there.Hash == hash {
 			return name
 		}
 	}
