@@ -212,7 +212,7 @@ func (d demo) cycle(ctx context.Context, log ci.Log, which string, platform *dev
 			return err
 		}
 		if !out.OK {
-			return errors.New("the pipeline failed; its log stands above")
+			return failed(out)
 		}
 		a.Pipeline = "ok"
 		return a.read(out)
@@ -222,6 +222,29 @@ func (d demo) cycle(ctx context.Context, log ci.Log, which string, platform *dev
 	}
 	err = log.Do(ctx, "request", "Ask the function", func(ctx context.Context) error { return a.ask(ctx, d.client, log) })
 	return a, err
+}
+
+// failed says which job ended the pipeline: who can act stands in its own
+// error, and its exit code is the demo's.
+func failed(out devenv.Outcome) error {
+	e := &usererr.Error{Code: usererr.CodeScript, What: "run the demo's pipeline", Next: "read the job's own error above: it says what to do and who can",
+		Err: errors.New("GitLab refused it or ran no job of it")}
+	for _, j := range out.Jobs {
+		if j.Status != gitlabci.Failed {
+			continue
+		}
+		e.Err = fmt.Errorf("job %s ended with code %d", j.Name, j.Code)
+		for _, c := range []usererr.Class{usererr.External, usererr.Unable, usererr.Config, usererr.Superseded, usererr.Restored, usererr.Cancelled} {
+			if c.Exit() == j.Code {
+				e.Class = c
+			}
+		}
+		if j.Code == usererr.Internal.Exit() {
+			e.Code = usererr.CodeInternal
+		}
+		break
+	}
+	return e
 }
 
 // read takes what the jobs reported.
