@@ -418,8 +418,8 @@ func TestCrashInPodStatusPatched(t *testing.T) {
 	if len(all) != 1 || all[0].Code != deployer.Crash || all[0].ExitCode != 3 || !slices.Contains(all[0].Logs, "boom") {
 		t.Errorf("got %v after %q; want a crash with its last words", err, said)
 	}
-	if took := time.Since(shown); took > 5*time.Second {
-		t.Errorf("told %s after the status showed it; want 5 s", took)
+	if took := time.Since(shown); took > 15*time.Second { // far below the unit's own time-out
+		t.Errorf("told %s after the status showed it; want at most 15 s", took)
 	}
 	svcs, err := k.Services(t.Context(), scope)
 	if err != nil || len(svcs) != 1 || len(svcs[0].Revisions) != 1 || svcs[0].Revisions[0].Phase != deployer.Broken {
