@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -100,6 +101,10 @@ func (s *Spool) Write(p []byte) (int, error) {
 			limit = inMemory
 		}
 		if len(s.buf)+len(p) <= limit {
+			if cap(s.buf)-len(s.buf) < len(p) {
+				// append grows large slices by a quarter, and copies each time.
+				s.buf = slices.Grow(s.buf, max(len(p), min(len(s.buf), limit-len(s.buf))))
+			}
 			s.buf = append(s.buf, p...)
 			s.n += int64(len(p))
 			return len(p), nil

@@ -50,6 +50,7 @@ func unpack(r io.Reader, data *layer.Spool, l Limits) (*unpacked, error) {
 	files := map[string]file{}
 	npmignore := map[string]bool{}
 	var entries int
+	buf := make([]byte, 32<<10) // for all files: most are smaller
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -86,7 +87,7 @@ func unpack(r io.Reader, data *layer.Spool, l Limits) (*unpacked, error) {
 			name = renamed
 		}
 		f := file{path: name, exec: h.Mode&0o111 != 0, off: data.Len()}
-		if f.size, err = io.Copy(data, io.LimitReader(tr, l.Package-data.Len()+1)); err != nil {
+		if f.size, err = io.CopyBuffer(data, io.LimitReader(tr, l.Package-data.Len()+1), buf); err != nil {
 			return nil, readError(capped, err, l)
 		}
 		if data.Len() > l.Package {
