@@ -107,17 +107,29 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		if !shared {
 			at++ // behind the dependencies
 		}
+		if t.Title == "" {
+			t.Title = "files"
+		}
 		work.Go(func() error {
+			if shared {
+				p, err := b.knownTree(wctx, t)
+				if err != nil {
+					return treeError(t, err)
+				}
+				if parts[at] = p; p != nil {
+					return nil
+				}
+			}
 			l, err := layer.FromTree(wctx, e.o.TempDir, layer.Gzip, t.layer())
 			if err != nil {
 				return treeError(t, err)
 			}
 			layers[i] = l
 			p := &part{titled: titled{title: t.Title, info: l.Info()}}
-			if p.title == "" {
-				p.title = "files"
-			}
 			parts[at] = p
+			if shared {
+				e.memo.save("tree", treeKey(p.info.DiffID), p.info)
+			}
 			b.up.Go(func() (err error) {
 				ask := shared || l.Info().Size >= bigEnoughToAsk
 				p.reused, err = b.ensure(b.upCtx, blobOf(p.title, l), nil, ask)
@@ -184,6 +196,25 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 	}
 	return image, nil
 }
+
+// knownTree finds the layer of a tree that was made before and is believed to
+// be in the image's repository; nil when there is none. It reads the files, but
+// to compress them takes ten times as long.
+func (b *build) knownTree(ctx context.Context, t Tree) (*part, error) {
+	sum, err := layer.Sum(ctx, t.layer())
+	if err != nil {
+		return nil, err
+	}
+	var info layer.Info
+	if b.force || !b.e.memo.load("tree", treeKey(sum), &info) || !plausible(info) || info.DiffID != sum || !b.e.memo.holds(b.req.Repository, info.Digest) {
+		return nil, nil
+	}
+	return &part{titled: titled{title: t.Title, info: info}, reused: true}, nil
+}
+
+// treeKey has what a [layer.Info] depends on besides: compressor, and what is
+// looked for in files.
+func treeKey(diffID v1.Hash) string { return Layout + " " + diffID.String() }
 
 func titles(parts []*part) []titled {
 	var out []titled

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -59,6 +60,15 @@ func TestRequestCounts(t *testing.T) {
 	// A new process on the same machine.
 	expect("code change, new process", 5, true, engine(t, builder.Options{CacheDir: home}), w.request(t, "k3", "three"))
 	expect("no change, new process", 1, true, engine(t, builder.Options{CacheDir: home}), w.request(t, "k1", "one"))
+	// A changed adapter is not taken for the one before it.
+	updated := w.request(t, "k3b", "three")
+	updated.Layers = []builder.Tree{{Title: "adapter", FS: fstest.MapFS{"main.js": {Data: []byte("newer adapter")}}, Prefix: "/opt/faas/adapter"}}
+	img := mustBuild(t, engine(t, builder.Options{CacheDir: home}), updated)
+	for _, l := range img.Layers {
+		if l.Title == "adapter" && (l.Reused || l.Digest == first.Layers[1].Digest) {
+			t.Errorf("another adapter: layer %+v, before %+v", l, first.Layers[1])
+		}
+	}
 	// Another machine, empty but for the network.
 	w.npm.Reset()
 	expect("known lock file, unknown machine", 12, false, engine(t, builder.Options{}), w.request(t, "k4", "four"))
