@@ -35,6 +35,9 @@ type unpacker struct {
 	dirs    map[string]*tar.Header // applied last: a read-only folder must be filled first
 	foreign map[string][2]int      // owners that are not root, by name, where they can't be kept
 	left    int64                  // bytes that may still be unpacked
+	at      *os.Root               // the folder called in, of the last file; nil when it may be another by now
+	in      string
+	buf     []byte
 }
 
 // MaxUnpacked bounds an image on disk; more is a mistake or an attack.
@@ -49,7 +52,8 @@ func Unpack(ctx context.Context, layers []v1.Layer, dir string, owners, overlay 
 		return nil, err
 	}
 	defer root.Close()
-	u := unpacker{root: root, dir: dir, owners: owners, overlay: overlay, dirs: map[string]*tar.Header{}, foreign: map[string][2]int{}, left: MaxUnpacked}
+	u := unpacker{root: root, owners: owners, overlay: overlay, dirs: map[string]*tar.Header{}, foreign: map[string][2]int{}, left: MaxUnpacked}
+	defer u.leave()
 	for i, l := range layers {
 		if err := u.layer(ctx, l); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
@@ -123,8 +127,14 @@ func (h *hashing) verify(l v1.Layer) error {
 func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[string]bool) error {
 	dir, file := path.Split(name)
 	dir = path.Clean(dir)
-	if err := u.parents(dir); err != nil && !strings.HasPrefix(file, ".wh.") {
-		return err
+	regular := h.Typeflag == tar.TypeReg && !strings.HasPrefix(file, ".wh.")
+	if !regular {
+		u.leave()
+	}
+	if u.at == nil || u.in != dir {
+		if err := u.parents(dir); err != nil && !strings.HasPrefix(file, ".wh.") {
+			return err
+		}
 	}
 	if file == ".wh..wh..opq" {
 		return u.hide(dir, own, true)
@@ -137,8 +147,11 @@ func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[str
 	} else {
 		delete(u.foreign, name)
 	}
-	for p := name; p != "."; p = path.Dir(p) {
+	for p := name; p != "." && !own[p]; p = path.Dir(p) {
 		own[p] = true
+	}
+	if regular {
+		return u.file(name, dir, file, h, body)
 	}
 	st, err := u.root.Lstat(name)
 	if err == nil && !(st.IsDir() && h.Typeflag == tar.TypeDir) {
@@ -153,19 +166,6 @@ func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[str
 		}
 		u.dirs[name] = h
 		return nil
-	case tar.TypeReg:
-		if u.left -= h.Size; u.left < 0 {
-			return fmt.Errorf("the image is larger than %d GiB", MaxUnpacked>>30)
-		}
-		f, err := u.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, body)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-		return u.attributes(name, h)
 	case tar.TypeSymlink:
 		if err := u.root.Symlink(h.Linkname, name); err != nil {
 			return err
@@ -179,6 +179,63 @@ func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[str
 	}
 	// Devices, pipes: a sandbox has its own /dev.
 	return nil
+}
+
+// file writes a regular file. From the root every call walks the whole path,
+// and a file takes several: the folder stays open for the files that follow.
+func (u *unpacker) file(name, dir, base string, h *tar.Header, body io.Reader) error {
+	if u.left -= h.Size; u.left < 0 {
+		return fmt.Errorf("the image is larger than %d GiB", MaxUnpacked>>30)
+	}
+	f, err := u.create(dir, base)
+	if errors.Is(err, fs.ErrExist) {
+		if err := u.remove(name); err != nil {
+			return err
+		}
+		f, err = u.create(dir, base)
+	}
+	if err != nil {
+		return err
+	}
+	if u.buf == nil {
+		u.buf = make([]byte, 64<<10)
+	}
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, body, u.buf)
+	if err == nil && u.owners {
+		err = f.Chown(h.Uid, h.Gid)
+	}
+	if err == nil {
+		err = f.Chmod(modeOf(h)) // after the owner, whose change clears set-user-ID
+	}
+	if c := capability(h); err == nil && c != "" && u.owners {
+		if err = unix.Fsetxattr(int(f.Fd()), xattrCapability, []byte(c), 0); errors.Is(err, unix.ENOTSUP) {
+			err = nil
+		}
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return u.at.Chtimes(base, h.ModTime, h.ModTime)
+}
+
+// create makes a new file in a folder, which is then open.
+func (u *unpacker) create(dir, base string) (f *os.File, err error) {
+	if u.at == nil || u.in != dir {
+		u.leave()
+		if u.at, err = u.root.OpenRoot(dir); err != nil {
+			return nil, err
+		}
+		u.in = dir
+	}
+	return u.at.OpenFile(base, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+}
+
+// leave closes the open folder: another may get its name.
+func (u *unpacker) leave() {
+	if u.at != nil {
+		u.at.Close()
+		u.at = nil
+	}
 }
 
 // parents makes folders that the archive does not list, and replaces files
@@ -272,6 +329,7 @@ func (u *unpacker) whiteout(name string, own map[string]bool, inside bool) error
 }
 
 func (u *unpacker) remove(name string) error {
+	u.leave()
 	for d := range u.dirs {
 		if d == name || strings.HasPrefix(d, name+"/") {
 			delete(u.dirs, d)
@@ -288,23 +346,26 @@ func (u *unpacker) attributes(name string, h *tar.Header) error {
 			return err
 		}
 	}
+	if err := u.root.Chmod(name, modeOf(h)); err != nil {
+		return err
+	}
+	return u.root.Chtimes(name, h.ModTime, h.ModTime)
+}
+
+func modeOf(h *tar.Header) fs.FileMode {
 	mode := fs.FileMode(h.Mode & 0o777)
 	for bit, m := range map[int64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
 		if h.Mode&bit != 0 {
 			mode |= m
 		}
 	}
-	if err := u.root.Chmod(name, mode); err != nil {
-		return err
-	}
-	if c := h.PAXRecords["SCHILY.xattr.security.capability"]; c != "" && u.owners {
-		// The path stays inside: the file was made through it, below root.
-		if err := unix.Lsetxattr(filepath.Join(u.dir, name), "security.capability", []byte(c), 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
-			return err
-		}
-	}
-	return u.root.Chtimes(name, h.ModTime, h.ModTime)
+	return mode
 }
+
+// capability is what a program may do without being root.
+func capability(h *tar.Header) string { return h.PAXRecords["SCHILY.xattr."+xattrCapability] }
+
+const xattrCapability = "security.capability"
 
 // finish sets the folders' attributes, the deepest first.
 func (u *unpacker) finish() error {
