@@ -95,6 +95,13 @@ func (b *build) remember(ctx context.Context, s *built, key string, run, last bo
 			return context.Cause(ctx)
 		}
 		fmt.Fprintf(b.e.log, "the cache in %s was not written: %v\n", b.src.Cache.Write, err)
+		return nil
+	}
+	// The image's repository takes them from there.
+	for i, l := range s.layers {
+		if _, ok := l.Layer.(*cachedLayer); !ok {
+			s.layers[i].Layer = &cachedLayer{l.Layer, *b.src.Cache.Write}
+		}
 	}
 	return nil
 }

@@ -108,6 +108,20 @@ func TestRunCache(t *testing.T) {
 		if _, got, log := c.make("", files("L", "C"), map[string]string{"V": "2"}, true); got["/both"] != "L 2\nC" || got["/once"] == once {
 			t.Errorf("argument changed: %q\n%s", got, log)
 		}
+		// What went into the cache is mounted from there, not sent again: the
+		// image's repository says that it has nothing, and gets a configuration.
+		c.requests.set(func(r *http.Request) int {
+			if r.Method == http.MethodHead && strings.HasPrefix(r.URL.Path, "/v2/team/app/blobs/") {
+				return http.StatusNotFound
+			}
+			return 0
+		})
+		before := len(c.requests.sent("/v2/team/app/"))
+		c.make("", files("N", "C"), v1, true)
+		if sent := c.requests.sent("/v2/team/app/")[before:]; len(sent) != 1 {
+			t.Errorf("sent to the image's repository besides the configuration: %q", sent)
+		}
+		c.requests.set(nil)
 		// On the same machine the repository isn't needed.
 		dir := t.TempDir()
 		_, got, _ = c.make(dir, files("N", "C"), v1, false)

@@ -116,6 +116,14 @@ func (l *requestLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if d := r.URL.Query().Get("mount"); r.Method == http.MethodPost && d != "" && r.URL.Query().Get("from") != "" {
+		// go-containerregistry's registry has no mounts; its blobs are
+		// everywhere.
+		w.Header().Set("Docker-Content-Digest", d)
+		w.Header().Set("Location", strings.TrimSuffix(r.URL.Path, "uploads/")+d)
+		w.WriteHeader(http.StatusCreated)
+		return
+	}
 	l.next.ServeHTTP(w, r)
 }
 
@@ -123,6 +131,18 @@ func (l *requestLog) set(refuse func(r *http.Request) int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refuse = refuse
+}
+
+// sent are the uploads of content below a path.
+func (l *requestLog) sent(below string) (out []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.lines {
+		if strings.HasPrefix(line, "PATCH "+below) {
+			out = append(out, line)
+		}
+	}
+	return out
 }
 
 func newRegistry(t *testing.T) (host string, l *requestLog) {
