@@ -3,30 +3,37 @@
 //
 //	make bench-build            # all, three rounds
 //	make bench-build APPS=node-small ROUNDS=1
+//
+// What it needs it makes: base and build images, lock files, wheels and a
+// Maven repository from Debian's packages, the builders from their modules.
+// What it can't make, and what can't run here, the result names with the reason.
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/crane"
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 
 	"github.com/kuroko-faas/kuroko/bench/internal/measure"
 	"github.com/kuroko-faas/kuroko/bench/internal/peers"
 	"github.com/kuroko-faas/kuroko/bench/internal/services"
+	"github.com/kuroko-faas/kuroko/builder/debian"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
@@ -43,10 +50,11 @@ func main() {
 
 // settings are the command line's.
 type settings struct {
-	checkout, cache, images string
-	apps, engines           []string
-	rounds                  int
-	out                     string
+	checkout, home, cache string
+	apps, engines         []string
+	rounds                int
+	limit                 time.Duration
+	out, raw              string
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -58,55 +66,92 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	var s settings
 	flags.StringVar(&s.checkout, "checkout", "..", "the repository's folder")
-	flags.StringVar(&s.cache, "cache", filepath.Join(home, "kuroko", "bench"), "folder for programs, packages and lock files that runs share")
-	flags.StringVar(&s.images, "images", filepath.Join(home, "kuroko", "images"), "folder of the base images that make images left")
-	apps := flags.String("apps", "node-small,node-270", "applications")
+	flags.StringVar(&s.home, "cache", filepath.Join(home, "kuroko"), "folder for images, programs, packages and lock files that runs share")
+	apps := flags.String("apps", "node-small,node-270,python,java", "applications")
 	engines := flags.String("engines", "", "only builders whose name contains one of these; empty is all")
-	flags.IntVar(&s.rounds, "rounds", 3, "rounds; the tables show medians")
-	flags.StringVar(&s.out, "out", "", "also write the tables to this file")
+	flags.IntVar(&s.rounds, "rounds", 3, "rounds; the tables show medians. On two quiet cores a round of everything takes about 6 minutes")
+	flags.DurationVar(&s.limit, "limit", 40*time.Minute, "start no round that would, going by those before, end later than this after the first began")
+	flags.StringVar(&s.out, "out", "", "also write the tables to this file: between its lines that say so, if it has them")
+	flags.StringVar(&s.raw, "raw", "", "file for every single measurement, a line of JSON each; empty is one in the cache")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	s.cache = filepath.Join(s.home, "bench")
 	s.apps = strings.Split(*apps, ",")
 	if *engines != "" {
 		s.engines = strings.Split(*engines, ",")
 	}
-	b := &bench{settings: s, log: stderr}
+	if s.raw == "" {
+		s.raw = filepath.Join(s.cache, "rounds-"+time.Now().UTC().Format("20060102-150405")+".jsonl")
+	}
+	b := &bench{settings: s, log: stderr, results: map[key][]result{}, empty: map[key][]time.Duration{}, known: map[string]images{}}
 	defer b.close()
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	for round := range s.rounds {
-		for _, app := range b.apps {
-			if err := b.round(ctx, round, app); err != nil {
-				return err
-			}
-		}
+	err = b.measure(ctx)
+	if b.done == 0 {
+		return err
 	}
 	text := b.tables()
 	if s.out != "" {
-		if err := os.WriteFile(s.out, []byte(text), 0o644); err != nil {
-			return err
-		}
+		err = errors.Join(err, save(s.out, text))
 	}
-	_, err = io.WriteString(stdout, text)
-	return err
+	_, werr := io.WriteString(stdout, text)
+	return errors.Join(err, werr)
+}
+
+// measure runs the rounds that there is time for.
+func (b *bench) measure(ctx context.Context) error {
+	raw, err := os.Create(b.raw)
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	b.printf("every measurement is kept in %s", b.raw)
+	b.lines = json.NewEncoder(raw)
+	b.began, b.load = time.Now(), append(b.load, loadAverage())
+	for round := range b.rounds {
+		if used := time.Since(b.began); round > 0 && used+used/time.Duration(round) > b.limit {
+			b.skip(fmt.Sprintf("rounds after the first %d", round), fmt.Errorf("they would take longer than %s", b.limit))
+			break
+		}
+		for i := range b.apps {
+			if err := b.round(ctx, round, &b.apps[i]); err != nil {
+				return err
+			}
+		}
+		b.done++
+		b.load = append(b.load, loadAverage())
+	}
+	return nil
+}
+
+// loadAverage is the machine's of the last minute, as the kernel writes it.
+func loadAverage() string {
+	data, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(data), " ")
+	return first
 }
 
 // bench is one run.
 type bench struct {
 	settings
 	log      io.Writer
+	lines    *json.Encoder
+	began    time.Time
+	load     []string // before the first round and after each
+	done     int      // whole rounds
 	temp     string
 	registry *services.Server
 	npm      *services.Server
-	full     string // base of the Dockerfiles, by digest
-	apps     []peers.App
-	packages map[string]int // by application
+	servers  []*services.Server // the others that have packages
+	known    map[string]images  // by runtime
+	apps     []application
 	peers    []peers.Peer
 	skipped  []string // builder: reason
 	results  map[key][]result
-	empty    map[string][]time.Duration // by builder
+	empty    map[key][]time.Duration // beside each build
 	stages   *stageRunner
 }
 
@@ -122,41 +167,83 @@ type result struct {
 func (b *bench) printf(format string, args ...any) { fmt.Fprintf(b.log, format+"\n", args...) }
 
 func (b *bench) prepare(ctx context.Context) (err error) {
-	b.results, b.empty, b.packages = map[key][]result{}, map[string][]time.Duration{}, map[string]int{}
+	if err := os.MkdirAll(b.cache, 0o755); err != nil {
+		return err
+	}
 	if b.temp, err = os.MkdirTemp("", "kuroko-bench-"); err != nil {
 		return err
 	}
 	if b.registry, err = services.Registry(filepath.Join(b.temp, "registry")); err != nil {
 		return err
 	}
-	upstream, err := npmRegistry(ctx)
-	if err != nil {
-		return err
-	}
-	if b.npm, err = services.Cache(upstream, filepath.Join(b.cache, "npm")); err != nil {
-		return err
-	}
-	slim, err := b.push(ctx, "base/nodejs18")
-	if err != nil {
-		return err
-	}
-	if b.full, err = b.push(ctx, "build/nodejs18"); err != nil {
-		return err
-	}
 	for _, name := range b.settings.apps {
-		if nodeApps[name] == nil {
-			return fmt.Errorf("no application is called %q", name)
+		k, ok := kinds[name]
+		if !ok {
+			return fmt.Errorf("no application is called %q; there are %s", name, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
 		}
-		dir := filepath.Join(b.temp, "apps", name)
-		if err := nodeApp(dir, name, b.npm.Host, b.full); err != nil {
-			return err
+		a := application{App: peers.App{Name: name, Dir: filepath.Join(b.temp, "apps", name)}, runtime: k.runtime}
+		a.images, err = b.imagesOf(ctx, k.runtime)
+		if err == nil {
+			err = k.make(ctx, b, &a)
 		}
-		if b.packages[name], err = lockFile(ctx, dir, b.cache, b.npm.Host); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		b.apps = append(b.apps, peers.App{Name: name, Dir: dir, Slim: slim, Packages: "http://" + b.npm.Host + "/", NPM: true, Entry: `["/usr/bin/node","index.js"]`})
+		if err != nil {
+			b.skip("application "+name, err)
+			continue
+		}
+		b.apps = append(b.apps, a)
+	}
+	if len(b.apps) == 0 {
+		return errors.New("there is no application to build")
 	}
 	return b.preparePeers(ctx)
+}
+
+// debian makes images and packages from Debian's.
+func (b *bench) debian() *debian.Builder {
+	return &debian.Builder{Cache: b.home, Env: os.Environ(), Log: func(line string) { b.printf("%s", line) }}
+}
+
+// imagesOf makes a runtime's base and build image, as make images does, and
+// puts them into the registry.
+func (b *bench) imagesOf(ctx context.Context, runtime string) (images, error) {
+	if i, ok := b.known[runtime]; ok {
+		return i, nil
+	}
+	recipes, err := debian.LoadRecipes(os.DirFS(filepath.Join(b.checkout, "dockerfiles")))
+	if err != nil {
+		return images{}, err
+	}
+	builder := b.debian()
+	push := func(kind string) (string, string, error) {
+		image := kind + "/" + runtime
+		at := slices.IndexFunc(recipes, func(r debian.Recipe) bool { return r.Name == image })
+		if at < 0 {
+			return "", "", fmt.Errorf("there is no recipe for %s", image)
+		}
+		if _, err := builder.Build(ctx, recipes[at], debian.Options{}); err != nil {
+			if _, ferr := builder.Find(image, ""); ferr != nil {
+				return "", "", err
+			}
+			b.printf("%s: the one made before is used: %v", image, err)
+		}
+		repo, err := name.NewRepository(b.registry.Host + "/" + image)
+		if err != nil {
+			return "", "", err
+		}
+		img, ref, err := builder.Push(ctx, image, "", repo)
+		return ref.String(), img.ABI, err
+	}
+	var i images
+	if i.base, i.abi, err = push("base"); err == nil {
+		i.build, _, err = push("build")
+	}
+	if err == nil {
+		b.known[runtime] = i
+	}
+	return i, err
 }
 
 func (b *bench) preparePeers(ctx context.Context) error {
@@ -175,16 +262,26 @@ func (b *bench) preparePeers(ctx context.Context) error {
 		return err
 	}
 	all := []peers.Peer{
-		&peers.Layer{Program: layer, State: state("layer")},
+		&peers.Layer{Program: layer, State: state("layer"), Work: state("work")},
+		&peers.Layer{Program: layer, State: state("after"), Work: state("work"), After: true},
 		&peers.Instructions{Program: instructions, Executor: executor, State: state("instructions")},
 	}
-	kaniko, kerr := b.compile(ctx, "bench/peers/kaniko", "kaniko", "github.com/GoogleContainerTools/kaniko/cmd/executor")
-	all = append(all, &peers.Kaniko{Program: kaniko, Dir: state("kaniko")}, &peers.Buildah{Dir: state("buildah")})
+	// A program of another's can be missing.
+	missing := map[string]error{}
+	other := func(builder, module string, args ...string) string {
+		if !b.wanted(builder) {
+			return ""
+		}
+		program, err := b.compile(ctx, module, path.Base(args[len(args)-1]), args...)
+		missing[builder] = errors.Join(missing[builder], err)
+		return program
+	}
 	const tags = "osusergo netgo static_build"
-	daemon, derr := b.compile(ctx, "bench/peers/buildkit", "buildkitd", "-tags", tags, "github.com/moby/buildkit/cmd/buildkitd")
-	client, cerr := b.compile(ctx, "bench/peers/buildkit", "buildctl", "-tags", tags, "github.com/moby/buildkit/cmd/buildctl")
-	all = append(all, &peers.BuildKit{Daemon: daemon, Client: client, Dir: state("buildkit"), Registry: b.registry.Host})
-	missing := map[string]error{"kaniko with cache": kerr, "BuildKit": errors.Join(derr, cerr)}
+	all = append(all,
+		&peers.Kaniko{Program: other(plainKaniko, "bench/peers/kaniko", "github.com/GoogleContainerTools/kaniko/cmd/executor"), Dir: state("kaniko")},
+		&peers.Buildah{Dir: state("buildah")},
+		&peers.BuildKit{Daemon: other(buildKit, "bench/peers/buildkit", "-tags", tags, "github.com/moby/buildkit/cmd/buildkitd"),
+			Client: other(buildKit, "bench/peers/buildkit", "-tags", tags, "github.com/moby/buildkit/cmd/buildctl"), Dir: state("buildkit"), Registry: b.registry.Host})
 	for _, p := range all {
 		if !b.wanted(p.Name()) {
 			continue
@@ -206,20 +303,25 @@ func (b *bench) preparePeers(ctx context.Context) error {
 	return b.warm(ctx)
 }
 
-// warm has our kaniko engine unpack the base, which a runner does once: with
+// warm has our kaniko engine unpack the bases, which a runner does once: with
 // instructions of which no build has use for more.
 func (b *bench) warm(ctx context.Context) error {
 	dir := filepath.Join(b.temp, "warm")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+b.full+"\nUSER 0\nRUN [\"/bin/true\"]\n"), 0o644); err != nil {
-		return err
-	}
 	for _, p := range b.peers {
-		if _, ok := p.(*peers.Instructions); ok {
-			if _, err := p.Build(ctx, peers.App{Name: "warm", Dir: dir}, b.registry.Host+"/bench/warm"); err != nil {
-				b.skip(p.Name()+": unpack the base", err)
+		if _, ok := p.(*peers.Instructions); !ok {
+			continue
+		}
+		for _, i := range b.known {
+			for _, base := range []string{i.base, i.build} {
+				if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+base+"\nUSER 0\nWORKDIR /warm\n"), 0o644); err != nil {
+					return err
+				}
+				if _, err := p.Build(ctx, peers.App{Name: "warm", Dir: dir}, b.registry.Host+"/bench/warm"); err != nil {
+					b.skip(p.Name()+": unpack "+base, err)
+				}
 			}
 		}
 	}
@@ -264,108 +366,124 @@ func (b *bench) skip(builder string, err error) {
 	b.skipped = append(b.skipped, builder+": "+reason)
 }
 
-// push puts an image that make images left into the registry and gives it by
-// digest.
-func (b *bench) push(ctx context.Context, image string) (string, error) {
-	path, err := layout.FromPath(filepath.Join(b.images, image))
-	if err != nil {
-		return "", fmt.Errorf("%s is not there: run make images IMAGES=%s first: %w", image, image, err)
-	}
-	idx, err := path.ImageIndex()
-	if err != nil {
-		return "", err
-	}
-	m, err := idx.IndexManifest()
-	if err != nil || len(m.Manifests) == 0 {
-		return "", fmt.Errorf("%s holds no image: %v", image, err)
-	}
-	img, err := idx.Image(m.Manifests[0].Digest)
-	if err != nil {
-		return "", err
-	}
-	repo, err := name.NewRepository(b.registry.Host + "/" + image)
-	if err != nil {
-		return "", err
-	}
-	if err := crane.Push(img, repo.Tag("latest").String(), crane.WithContext(ctx)); err != nil {
-		return "", err
-	}
-	return repo.Digest(m.Manifests[0].Digest.String()).String(), nil
-}
-
-// scenarios in the order they run in.
+// scenarios in the order of the tables.
 var scenarios = []string{"cold", "code change", "no change"}
 
-// A build that changes nothing can be measured several times in a round, and
-// has to be when it is so short that the machine's other work decides; longer
-// ones are measured once.
-const short = time.Second
+// A short build can be measured several times in a round, and has to be when
+// the machine's other work decides how long it takes; longer ones are measured
+// once, and cold ones, which need all state away.
+const (
+	short   = time.Second
+	repeats = 5
+)
 
-func repeats(scenario string) int {
-	if scenario == "no change" {
-		return 5
-	}
-	return 1
-}
+// turns are the scenarios that a builder goes through before the next one has
+// its turn: a change is every builder's own, and must not come between it and
+// a build without one.
+var turns = [][]string{{"cold"}, {"code change", "no change"}}
 
-// round builds app once with every builder in every scenario, the builders in
-// turn within each.
-func (b *bench) round(ctx context.Context, round int, app peers.App) error {
-	where := func(p peers.Peer) string {
-		slug := strings.Map(func(r rune) rune {
-			if r >= 'a' && r <= 'z' {
-				return r
-			}
-			return -1
-		}, strings.ToLower(p.Name()))
-		return fmt.Sprintf("%s/bench/%s/%s-%d", b.registry.Host, slug, app.Name, round)
-	}
-	for _, scenario := range scenarios {
-		if scenario == "code change" {
-			if err := change(app.Dir); err != nil {
-				return err
-			}
-		}
+// round builds app with every builder in every scenario, the builders in turn.
+func (b *bench) round(ctx context.Context, round int, app *application) error {
+	for _, turn := range turns {
 		for _, p := range b.peers {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if scenario == "cold" {
-				if err := p.Forget(ctx); err != nil {
-					return fmt.Errorf("%s: %w", p.Name(), err)
-				}
-			}
-			for range repeats(scenario) {
-				u := b.one(ctx, p.Name(), app, scenario, func() (measure.Usage, error) { return p.Build(ctx, app, where(p)) })
-				if e, err := p.Empty(ctx); err == nil {
-					b.empty[p.Name()] = append(b.empty[p.Name()], e.Wall)
-				}
-				if u.Wall > short {
-					break
+			for _, scenario := range turn {
+				if err := b.repeat(ctx, round, app, p, scenario); err != nil {
+					return err
 				}
 			}
 		}
-		if b.stages != nil {
-			b.one(ctx, b.stages.Name(), app, scenario, func() (measure.Usage, error) { return b.stages.run(ctx, app, scenario, round) })
+		for _, scenario := range turn {
+			if b.stages == nil {
+				break
+			}
+			if scenario == "code change" {
+				if err := app.change(); err != nil {
+					return err
+				}
+			}
+			b.one(ctx, round, b.stages.Name(), app, scenario, func() (measure.Usage, error) { return b.stages.run(ctx, app, scenario, round) })
 		}
 	}
 	return nil
 }
 
-func (b *bench) one(ctx context.Context, builder string, app peers.App, scenario string, f func() (measure.Usage, error)) measure.Usage {
+// repeat measures a builder in a scenario, more than once where it is short.
+func (b *bench) repeat(ctx context.Context, round int, app *application, p peers.Peer, scenario string) error {
+	slug := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' {
+			return r
+		}
+		return -1
+	}, strings.ToLower(p.Name()))
+	repository := fmt.Sprintf("%s/bench/%s/%s-%d", b.registry.Host, slug, app.Name, round)
+	if scenario == "cold" {
+		if err := p.Forget(ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.Name(), err)
+		}
+	}
+	// One that packs what another's command left has no change of its own.
+	l, ours := p.(*peers.Layer)
+	follows := ours && l.After
+	for range repeats {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if scenario == "code change" && !follows {
+			if err := app.change(); err != nil {
+				return err
+			}
+		}
+		u := b.one(ctx, round, p.Name(), app, scenario, func() (measure.Usage, error) { return p.Build(ctx, app.App, repository) })
+		if u.Wall == 0 {
+			return nil
+		}
+		if e, err := p.Empty(ctx); err == nil {
+			k := key{app.Name, p.Name(), scenario}
+			b.empty[k] = append(b.empty[k], e.Wall)
+		}
+		if scenario == "cold" || scenario == "code change" && follows || u.Wall > short {
+			return nil
+		}
+	}
+	return nil
+}
+
+// record is a line of the raw measurements.
+type record struct {
+	Round    int             `json:"round"`
+	App      string          `json:"app"`
+	Builder  string          `json:"builder"`
+	Scenario string          `json:"scenario"`
+	WallMS   float64         `json:"wall_ms"`
+	CPUMS    float64         `json:"cpu_ms"`
+	Peak     int64           `json:"peak_bytes"`
+	Registry services.Counts `json:"registry"`
+	Packages services.Counts `json:"packages"`
+	Load     string          `json:"load"` // the machine's load average then
+}
+
+// one measures one build; the wall time is zero when there is none to count.
+func (b *bench) one(ctx context.Context, round int, builder string, app *application, scenario string, f func() (measure.Usage, error)) measure.Usage {
 	runtime.GC() // the registry's garbage is not the builder's
 	b.registry.Reset()
-	b.npm.Reset()
+	app.packages.Reset()
 	u, err := f()
-	if err != nil {
+	switch {
+	case errors.Is(err, peers.ErrOther):
+		return measure.Usage{}
+	case err != nil:
 		if ctx.Err() == nil {
 			b.skip(fmt.Sprintf("%s, %s, %s", builder, app.Name, scenario), err)
 		}
-		return u
+		return measure.Usage{}
 	}
+	r := result{u, b.registry.Counts(), app.packages.Counts()}
 	k := key{app.Name, builder, scenario}
-	b.results[k] = append(b.results[k], result{u, b.registry.Counts(), b.npm.Counts()})
-	b.printf("%-12s %-30s %-12s %8.0f ms  cpu %6.0f ms  %4d MiB", app.Name, builder, scenario, ms(u.Wall), ms(u.CPU), u.Peak>>20)
+	b.results[k] = append(b.results[k], r)
+	b.printf("%-12s %-32s %-12s %8.0f ms  cpu %6.0f ms  %4d MiB", app.Name, builder, scenario, ms(u.Wall), ms(u.CPU), u.Peak>>20)
+	if err := b.lines.Encode(record{round, app.Name, builder, scenario, ms(u.Wall), ms(u.CPU), u.Peak, r.Registry, r.Packages, loadAverage()}); err != nil {
+		b.printf("%s: %v", b.raw, err)
+	}
 	return u
 }
 
@@ -380,7 +498,7 @@ func (b *bench) close() {
 	if b.stages != nil {
 		b.stages.close()
 	}
-	for _, s := range []*services.Server{b.registry, b.npm} {
+	for _, s := range append(b.servers, b.registry, b.npm) {
 		if s != nil {
 			_ = s.Close()
 		}
@@ -388,12 +506,4 @@ func (b *bench) close() {
 	if b.temp != "" {
 		_ = os.RemoveAll(b.temp)
 	}
-}
-
-func npmRegistry(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "npm", "config", "get", "registry").Output()
-	if err != nil {
-		return "", fmt.Errorf("npm config get registry: %w", err)
-	}
-	return strings.TrimSpace(string(out)), nil
 }

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/kuroko-faas/kuroko/bench/internal/measure"
@@ -20,13 +23,12 @@ type stageRunner struct {
 	platform string
 	program  string
 	dir      string
-	npm      string
 	registry string
 	seq      int64
 }
 
 func startStages(ctx context.Context, b *bench) (*stageRunner, error) {
-	s := &stageRunner{program: filepath.Join(b.cache, "bin", "stage-runner"), dir: filepath.Join(b.temp, "stages"), npm: b.npm.Host, registry: b.registry.Host}
+	s := &stageRunner{program: filepath.Join(b.cache, "bin", "stage-runner"), dir: filepath.Join(b.temp, "stages"), registry: b.registry.Host}
 	if _, err := b.compile(ctx, ".", "stage-runner", "./cmd/stage-runner"); err != nil {
 		return nil, err
 	}
@@ -40,7 +42,7 @@ func startStages(ctx context.Context, b *bench) (*stageRunner, error) {
 	// All builders push to the one registry that counts.
 	where := s.server.Services
 	where.Registry = b.registry.Host
-	images, err := where.PushBaseImages(ctx, filepath.Dir(b.images), "nodejs18")
+	images, err := where.PushBaseImages(ctx, b.home, slices.Sorted(maps.Keys(b.known))...)
 	if err != nil {
 		return nil, err
 	}
@@ -59,42 +61,28 @@ func startStages(ctx context.Context, b *bench) (*stageRunner, error) {
 
 func (s *stageRunner) Name() string { return "whole stage-runner" }
 
-// faasYML is the smallest project around the application's code.
-const faasYML = `version: 1
-service: bench
-provider: {runtime: nodejs18}
-functions:
-  web: {handler: index.handler, contract: app, events: [{http: {path: /}}]}
-`
-
-func (s *stageRunner) run(ctx context.Context, app peers.App, scenario string, round int) (measure.Usage, error) {
+func (s *stageRunner) run(ctx context.Context, app *application, scenario string, round int) (measure.Usage, error) {
 	work, cache := filepath.Join(s.dir, app.Name), filepath.Join(s.dir, "cache-"+app.Name)
 	if scenario == "cold" {
-		if err := os.RemoveAll(cache); err != nil {
+		if err := errors.Join(os.RemoveAll(work), os.RemoveAll(cache)); err != nil {
 			return measure.Usage{}, err
 		}
 	}
-	for _, d := range []string{work, cache} {
-		if err := os.RemoveAll(work); err != nil {
-			return measure.Usage{}, err
-		}
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return measure.Usage{}, err
-		}
-	}
-	if err := os.MkdirAll(work, 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(work, 0o755), os.MkdirAll(cache, 0o755)); err != nil {
 		return measure.Usage{}, err
 	}
-	if err := os.CopyFS(work, os.DirFS(app.Dir)); err != nil {
+	// What the build command leaves stays, as with GitLab's cache.
+	if err := peers.Checkout(app.Dir, work); err != nil {
 		return measure.Usage{}, err
 	}
-	if err := os.WriteFile(filepath.Join(work, "faas.yml"), []byte(faasYML), 0o644); err != nil {
+	project := "version: 1\nservice: bench\nprovider: {runtime: " + app.runtime + "}\n" + app.faasYML
+	if err := os.WriteFile(filepath.Join(work, "faas.yml"), []byte(project), 0o644); err != nil {
 		return measure.Usage{}, err
 	}
 	s.seq++
 	job := devenv.Job{Dir: work, Environment: "bench", ProjectID: int64(1000 + round), ProjectPath: fmt.Sprintf("bench/%s-%d", app.Name, round),
 		Commit: fmt.Sprintf("%040x", s.seq), Branch: "main", IID: s.seq, Created: time.Now(), Platform: s.platform,
-		Extra: []string{"FAAS_CACHE_DIR=" + cache, "npm_config_registry=http://" + s.npm + "/", "CI_COMMIT_REF_PROTECTED=true"}}
+		Extra: append([]string{"FAAS_CACHE_DIR=" + cache, "CI_COMMIT_REF_PROTECTED=true"}, app.env...)}
 	return measure.Command(ctx, job.Environ(), s.program, "run", "prepare,test,build")
 }
 

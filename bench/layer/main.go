@@ -1,81 +1,117 @@
-// Command layer is a small program over the layer engine, so that its time can
-// be compared with that of other builders: it knows no bundle and no plan.
-//
-// With --nothing it does nothing, which is what a process of this binary costs.
+// Command layer is a small program over the layer engine: an application's
+// folder in, an image out.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
-	"os/signal"
+	"os/exec"
+	"path"
 	"path/filepath"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"github.com/kuroko-faas/kuroko/bench/internal/program"
 	"github.com/kuroko-faas/kuroko/builder"
-	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
-func main() {
-	sandbox.Main()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+func main() { program.Main("layer", options) }
+
+// settings are what is particular to this engine.
+type settings struct {
+	base, entry   string
+	npm, pip, abi string
+	command       string
+	output        string
 }
 
-func run(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("layer", flag.ContinueOnError)
-	nothing := flags.Bool("nothing", false, "do nothing")
-	dir := flags.String("dir", "", "the application's folder")
-	base := flags.String("base", "", "base image by digest")
-	repository := flags.String("repository", "", "where the image goes")
-	state := flags.String("state", "", "folder that outlives the process")
-	npm := flags.String("npm", "", "address of the package registry; none without one")
-	entry := flags.String("entry", "", "the command, as a JSON list")
-	if err := flags.Parse(args); err != nil || *nothing {
-		return err
+func options(flags *flag.FlagSet) program.Build {
+	var s settings
+	flags.StringVar(&s.base, "base", "", "base image by digest")
+	flags.StringVar(&s.entry, "entry", "", "the command, as a JSON list")
+	flags.StringVar(&s.npm, "npm", "", "address of npm's registry, where package-lock.json decides the dependencies")
+	flags.StringVar(&s.pip, "pip", "", "address of Python's index, where requirements.txt decides the dependencies")
+	flags.StringVar(&s.abi, "abi", "", "the base's ABI, for Python")
+	flags.StringVar(&s.command, "command", "", "what runs in the folder first, as build.command does in a pipeline")
+	flags.StringVar(&s.output, "output", "", "folder of what the command made: classes/ is the code, dependency/ a layer of its own")
+	return s.build
+}
+
+func (s *settings) build(ctx context.Context, j program.Job) (builder.Image, error) {
+	if s.command != "" {
+		cmd := exec.CommandContext(ctx, "sh", "-ec", s.command)
+		cmd.Dir, cmd.Stdout, cmd.Stderr = j.Dir, os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return builder.Image{}, fmt.Errorf("%s: %w", s.command, err)
+		}
 	}
-	req := builder.Request{Name: "bench"}
-	var err error
-	if req.Repository, err = name.NewRepository(*repository); err != nil {
-		return err
-	}
-	if req.Base, err = name.NewDigest(*base); err != nil {
-		return err
-	}
-	if err := json.Unmarshal([]byte(*entry), &req.Config.Entrypoint); err != nil {
-		return fmt.Errorf("--entry: %w", err)
-	}
-	req.Config.WorkingDir = "/app"
-	root, err := os.OpenRoot(*dir)
+	req, err := s.request(ctx, j)
 	if err != nil {
-		return err
+		return builder.Image{}, err
 	}
-	defer root.Close()
-	req.Code = builder.Tree{Title: "code", FS: root.FS(), Prefix: "/app"}
-	if *npm != "" {
-		req.Dependencies = &builder.Dependencies{Kind: "npm", FS: root.FS(), Manifest: "package.json", Lock: "package-lock.json", Prefix: "/app", Registry: *npm}
-	}
-	// The key is made of the files' content, as a plan's is.
-	sum, err := builder.DigestOf(ctx, req.Code)
+	e, err := builder.NewLayers(builder.Options{CacheDir: filepath.Join(j.State, "layers")})
 	if err != nil {
-		return err
+		return builder.Image{}, err
 	}
-	req.Key = builder.Key(builder.Layout, req.Base.DigestStr(), sum)
-	e, err := builder.NewLayers(builder.Options{CacheDir: filepath.Join(*state, "layers")})
-	if err != nil {
-		return err
+	return e.Build(ctx, req)
+}
+
+// request is what a plan would make of the folder. The key is made of the
+// files' content, as a plan's is.
+func (s *settings) request(ctx context.Context, j program.Job) (req builder.Request, err error) {
+	const dir = "/app"
+	tree := j.Root.FS()
+	req = builder.Request{Name: "bench", Repository: j.Repository, Config: builder.Config{WorkingDir: dir},
+		Code: builder.Tree{Title: "code", FS: tree, Prefix: dir}}
+	if req.Base, err = name.NewDigest(s.base); err != nil {
+		return req, err
 	}
-	img, err := e.Build(ctx, req)
-	if err != nil {
-		return err
+	if err := json.Unmarshal([]byte(s.entry), &req.Config.Entrypoint); err != nil {
+		return req, fmt.Errorf("--entry: %w", err)
 	}
-	_, err = fmt.Println(img.Ref)
-	return err
+	switch {
+	case s.npm != "":
+		req.Dependencies = &builder.Dependencies{Kind: builder.KindNPM, FS: tree, Manifest: "package.json", Lock: "package-lock.json", Prefix: dir, Registry: s.npm}
+	case s.pip != "":
+		req.Dependencies = &builder.Dependencies{Kind: builder.KindPip, FS: tree, Lock: "requirements.txt", Prefix: "/usr/local", ABI: s.abi, Registry: s.pip}
+	case s.output != "":
+		classes, libraries := path.Join(s.output, "classes"), path.Join(s.output, "dependency")
+		req.Config.Env = []string{"CLASSPATH=" + path.Join(dir, classes) + ":" + path.Join(dir, libraries) + "/*"}
+		jars := builder.Tree{Title: "dependencies", FS: tree, Prefix: dir}
+		if req.Code.Paths, err = files(tree, classes); err != nil {
+			return req, err
+		}
+		if jars.Paths, err = files(tree, libraries); err != nil {
+			return req, err
+		}
+		req.Layers = []builder.Tree{jars}
+	}
+	parts := []string{builder.Layout, req.Base.DigestStr()}
+	for _, t := range append(req.Layers, req.Code) {
+		sum, err := builder.DigestOf(ctx, t)
+		if err != nil {
+			return req, err
+		}
+		parts = append(parts, sum)
+	}
+	req.Key = builder.Key(parts...)
+	return req, nil
+}
+
+func files(tree fs.FS, dir string) (list []string, err error) {
+	err = fs.WalkDir(tree, dir, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			list = append(list, p)
+		}
+		return err
+	})
+	if err == nil && len(list) == 0 {
+		err = errors.New(dir + " is empty")
+	}
+	return list, err
 }

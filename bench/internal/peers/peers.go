@@ -3,9 +3,11 @@
 package peers
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,13 +22,12 @@ import (
 type App struct {
 	Name string
 	Dir  string // has a Dockerfile for those who need one
-	// Slim is the base of our layers, by digest; the Dockerfile's own base can
-	// run an installer.
-	Slim string
-	// Packages is the address of the package registry, NPM whether it is npm's.
-	Packages string
-	NPM      bool
-	Entry    string // JSON list
+	// Layer is what our layer engine is told besides: base, dependencies,
+	// command of the image.
+	Layer []string
+	// Command is what has to run in a copy of the folder before the layer
+	// engine finds what it packs; "" is nothing.
+	Command string
 }
 
 // Peer is one builder. A peer that can't run here says why in Prepare.
@@ -45,23 +46,79 @@ type Peer interface {
 	Close() error
 }
 
-// Layer is our layer engine: bench/layer.
-type Layer struct{ Program, State string }
+// ErrOther is from Build: the builder has no part in this application.
+var ErrOther = errors.New("not for this application")
 
-func (l *Layer) Name() string                  { return "layer engine" }
+// Layer is our layer engine: bench/layer.
+type Layer struct {
+	Program, State string
+	// Work has the applications whose command leaves files in its folder: they
+	// must not be in the others' build context.
+	Work string
+	// After is the engine's own part of applications with a command: what the
+	// builder that shares its Work has left there is packed.
+	After bool
+}
+
+func (l *Layer) Name() string {
+	if l.After {
+		return "layer engine, after the command"
+	}
+	return "layer engine"
+}
+
 func (l *Layer) Prepare(context.Context) error { return nil }
-func (l *Layer) Forget(context.Context) error  { return os.RemoveAll(l.State) }
-func (l *Layer) Close() error                  { return os.RemoveAll(l.State) }
+func (l *Layer) Close() error                  { return l.Forget(context.Background()) }
 func (l *Layer) Empty(ctx context.Context) (measure.Usage, error) {
 	return measure.Command(ctx, nil, l.Program, "--nothing")
 }
 
-func (l *Layer) Build(ctx context.Context, app App, repository string) (measure.Usage, error) {
-	args := []string{"--dir", app.Dir, "--base", app.Slim, "--repository", repository, "--state", l.State, "--entry", app.Entry}
-	if app.NPM {
-		args = append(args, "--npm", app.Packages)
+func (l *Layer) Forget(context.Context) error {
+	if l.After {
+		return os.RemoveAll(l.State)
 	}
-	return measure.Command(ctx, nil, l.Program, args...)
+	return errors.Join(os.RemoveAll(l.State), os.RemoveAll(l.Work))
+}
+
+func (l *Layer) Build(ctx context.Context, app App, repository string) (measure.Usage, error) {
+	dir := app.Dir
+	args := append([]string{"--repository", repository, "--state", l.State}, app.Layer...)
+	switch {
+	case app.Command == "" && l.After:
+		return measure.Usage{}, ErrOther
+	case app.Command != "":
+		dir = filepath.Join(l.Work, app.Name)
+		if l.After {
+			break
+		}
+		if err := Checkout(app.Dir, dir); err != nil {
+			return measure.Usage{}, err
+		}
+		args = append(args, "--command", app.Command)
+	}
+	return measure.Command(ctx, nil, l.Program, append(args, "--dir", dir)...)
+}
+
+// Checkout brings the files of from to dir, and leaves there what is equal and
+// what is not of from, as git does in a job's folder.
+func Checkout(from, dir string) error {
+	return fs.WalkDir(os.DirFS(from), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(dir, name)
+		if d.IsDir() {
+			return os.MkdirAll(to, 0o755)
+		}
+		data, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil {
+			return err
+		}
+		if have, err := os.ReadFile(to); err == nil && bytes.Equal(have, data) {
+			return nil
+		}
+		return os.WriteFile(to, data, 0o644)
+	})
 }
 
 // Instructions is our kaniko engine: bench/instructions. Its unpacked base

@@ -1,6 +1,6 @@
 // Package services is the world that all builders share in one measurement: a
-// registry and a read-through cache of a package registry, both on loopback,
-// both counting.
+// registry, a read-through cache of npm's, and an index and a repository of
+// packages for Python and Java: all on loopback, all counting.
 package services
 
 import (
@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -35,6 +36,7 @@ type Server struct {
 
 	requests, in, out atomic.Int64
 	http              *http.Server
+	root              *os.Root // what it serves, where that is a folder
 }
 
 // start serves h on a port of its own.
@@ -60,7 +62,13 @@ func (s *Server) Reset() { s.requests.Store(0); s.in.Store(0); s.out.Store(0) }
 func (s *Server) Counts() Counts { return Counts{s.requests.Load(), s.in.Load(), s.out.Load()} }
 
 // Close ends the server.
-func (s *Server) Close() error { return s.http.Close() }
+func (s *Server) Close() error {
+	err := s.http.Close()
+	if s.root != nil {
+		err = errors.Join(err, s.root.Close())
+	}
+	return err
+}
 
 type reader struct {
 	io.ReadCloser
