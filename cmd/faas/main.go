@@ -49,8 +49,9 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		&cli.StringFlag{Name: "namespace", Usage: "with --service: the `NAMESPACE`; default the cluster's in clusters.yml"},
 	}, where...)
 	app := &cli.App{
-		Name:  "faas",
-		Usage: "plan, look at and roll back the functions of a repository",
+		Name:    "faas",
+		Usage:   "plan, look at and roll back the functions of a repository",
+		Version: version,
 		Commands: []*cli.Command{
 			c.planCommand(where),
 			{Name: "schema", Usage: "print the JSON Schema of faas.yml, for editors", Action: c.schema,
@@ -72,10 +73,6 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 			}},
 			c.secretCommand(where),
 			c.runCommand(record),
-			{Name: "version", Usage: "print the version", Action: func(*cli.Context) error {
-				_, err := io.WriteString(out, version+"\n")
-				return err
-			}},
 		},
 	}
 	return cliapp.Run(ctx, app, args, out, log, nil)

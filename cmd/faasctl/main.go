@@ -15,6 +15,9 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
+// version is stamped by the build.
+var version = "dev"
+
 func main() {
 	sandbox.Main() // units and build commands run in sandboxes that this program sets up
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -27,6 +30,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	app := &cli.App{
 		Name:     "faasctl",
 		Usage:    "run the platform behind the functions",
+		Version:  version,
 		Commands: commands(getenv),
 	}
 	return cliapp.Run(ctx, app, args, stdout, stderr, nil)

@@ -40,8 +40,9 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	defer log.Close()
 	var docs string
 	app := &cli.App{
-		Name:  "stage-runner",
-		Usage: "run a pipeline's stages under the newest platform bundle",
+		Name:    "stage-runner",
+		Usage:   "run a pipeline's stages under the newest platform bundle",
+		Version: version,
 		Commands: []*cli.Command{
 			{
 				Name:      "run",
@@ -54,14 +55,6 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 					}
 					j := job{environ: environ, args: args, stdout: out, stderr: log, docs: &docs}
 					return j.run(c.Context, names)
-				},
-			},
-			{
-				Name:  "version",
-				Usage: "print the runner's version",
-				Action: func(*cli.Context) error {
-					_, err := io.WriteString(out, version+"\n")
-					return err
 				},
 			},
 		},

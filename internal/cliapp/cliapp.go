@@ -18,6 +18,7 @@ import (
 
 // Run runs app with args (args[0] is the program's name) and returns the exit
 // code. Results go to stdout, help for a wrong command and errors to stderr.
+// An app with a Version gets the command and the flag that print it.
 // docs is called when an error is printed, for the base URL of help pages; it
 // may be nil.
 func Run(ctx context.Context, app *cli.App, args []string, stdout, stderr io.Writer, docs func() string) int {
@@ -26,6 +27,11 @@ func Run(ctx context.Context, app *cli.App, args []string, stdout, stderr io.Wri
 	app.ExitErrHandler = func(*cli.Context, error) {}
 	app.HideHelpCommand = true
 	app.OnUsageError = usage
+	if app.Version != "" {
+		app.HideVersion = true // the library's own flag prints through a global
+		app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Usage: "print the version"})
+		app.Commands = append(app.Commands, &cli.Command{Name: "version", Usage: "print the version", Action: printVersion})
+	}
 	if action := app.Action; action != nil && len(app.Commands) == 0 {
 		// A program that is one command.
 		app.Action = func(ctx *cli.Context) error {
@@ -83,7 +89,15 @@ func usage(_ *cli.Context, err error, _ bool) error {
 	return &usererr.Error{Code: usererr.CodeUsage, Err: err}
 }
 
+func printVersion(ctx *cli.Context) error {
+	_, err := io.WriteString(ctx.App.Writer, ctx.App.Version+"\n")
+	return err
+}
+
 func noCommand(ctx *cli.Context) error {
+	if ctx.Bool("version") && !ctx.Args().Present() {
+		return printVersion(ctx)
+	}
 	commands := ctx.App.Commands
 	if ctx.Command != nil && len(ctx.Command.Subcommands) > 0 {
 		commands = ctx.Command.Subcommands

@@ -46,6 +46,29 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+// The version is a command and a flag, and the result alone.
+func TestVersion(t *testing.T) {
+	for _, tt := range []struct {
+		args   []string
+		code   int
+		stdout string
+	}{
+		{[]string{"version"}, 0, "1.2.3\n"},
+		{[]string{"--version"}, 0, "1.2.3\n"},
+		{[]string{"-version"}, 0, "1.2.3\n"},
+		{[]string{"version", "x"}, 2, ""},
+		{[]string{"--version", "x"}, 2, ""},
+		{[]string{"group", "--version"}, 2, ""},
+	} {
+		a := app()
+		a.Version = "1.2.3"
+		var stdout, stderr bytes.Buffer
+		if code := Run(t.Context(), a, append([]string{"tool"}, tt.args...), &stdout, &stderr, nil); code != tt.code || stdout.String() != tt.stdout {
+			t.Errorf("%q: code %d, stdout %q, stderr %q; want %d, %q", tt.args, code, stdout.String(), stderr.String(), tt.code, tt.stdout)
+		}
+	}
+}
+
 // A program that is a single command keeps its own action.
 func TestSingleCommand(t *testing.T) {
 	for _, tt := range []struct {
