@@ -302,22 +302,49 @@ func (r *run) tidyService(ctx context.Context, svc Service, live Live, needed ma
 // kept are the releases that can be rolled back to, rel among them.
 func (r *run) kept(ctx context.Context, rel Release) (map[string]Release, error) {
 	kept := map[string]Release{rel.ID: rel}
-	ids := []string{r.lease.current().Staged, rel.Previous}
-	for _, w := range slices.Backward(r.lease.current().History) {
-		ids = append(ids, w.Release)
-	}
-	for _, id := range ids {
-		if _, ok := kept[id]; ok || id == "" || len(kept) > r.o.Keep && id != rel.Previous {
-			continue
+	head := r.lease.current()
+	ids := []string{head.Staged, rel.Previous}
+	for _, w := range slices.Backward(head.History) {
+		if !slices.Contains(ids, w.Release) {
+			ids = append(ids, w.Release)
 		}
+	}
+	ids = slices.DeleteFunc(ids, func(id string) bool { return id == "" || id == rel.ID })
+	read := func(id string) (*Release, error) {
 		old, err := r.t.Release(ctx, r.scope, id)
 		if errors.Is(err, ErrNotFound) {
-			continue
+			return nil, nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read release %s: %w", id, err)
 		}
-		kept[id] = old
+		return &old, nil
+	}
+	// So many are kept if none is gone: they are read at once.
+	newest := make([]*Release, min(r.o.Keep, len(ids)))
+	var group errgroup.Group
+	for i := range newest {
+		group.Go(func() (err error) { newest[i], err = read(ids[i]); return err })
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for i, id := range ids {
+		if _, ok := kept[id]; ok || len(kept) > r.o.Keep && id != rel.Previous {
+			continue
+		}
+		var old *Release
+		if i < len(newest) {
+			old = newest[i]
+		} else {
+			var err error
+			if old, err = read(id); err != nil {
+				return nil, err
+			}
+		}
+		if old != nil {
+			kept[id] = *old
+		}
 	}
 	return kept, nil
 }

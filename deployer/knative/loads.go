@@ -79,15 +79,21 @@ func (t *Target) setFloor(ctx context.Context, f deployer.Fence, service, revisi
 	if err := t.fence(ctx, f); err != nil {
 		return err
 	}
-	svc, err := t.getService(ctx, f.Scope, service)
-	if err != nil {
+	var svc *servingv1.Service
+	var rev *servingv1.Revision
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		svc, err = t.getService(ctx, f.Scope, service)
+		return err
+	})
+	group.Go(func() (err error) {
+		rev, err = t.getRevision(ctx, f.Scope, service, revision)
+		return err
+	})
+	if err := group.Wait(); err != nil {
 		return err
 	}
 	if err := fenced(f, svc); err != nil {
-		return err
-	}
-	rev, err := t.getRevision(ctx, f.Scope, service, revision)
-	if err != nil {
 		return err
 	}
 	if rev == nil {

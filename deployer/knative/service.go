@@ -494,7 +494,8 @@ func (t *Target) RemoveService(ctx context.Context, f deployer.Fence, service st
 // has not removed by then it removes later, and that is no error.
 func (t *Target) gone(ctx context.Context, look func(context.Context) (bool, error)) error {
 	deadline := time.Now().Add(t.cfg.Times.Remove)
-	for time.Now().Before(deadline) {
+	// Mostly it is a matter of a moment.
+	for wait := 25 * time.Millisecond; time.Now().Before(deadline); wait *= 2 {
 		done, err := once(ctx, t, "look for what is left", look)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -505,7 +506,7 @@ func (t *Target) gone(ctx context.Context, look func(context.Context) (bool, err
 		if err != nil && !passing(err) {
 			return nil // not allowed to look; the collector does its work all the same
 		}
-		if err := sleep(ctx, min(t.cfg.Times.Poll, 250*time.Millisecond)); err != nil {
+		if err := sleep(ctx, min(t.cfg.Times.Poll, wait, 250*time.Millisecond)); err != nil {
 			return err
 		}
 	}
