@@ -38,7 +38,10 @@ type Command struct {
 	Dir string
 	// Home are files that its home has, by name: settings of programs. The home
 	// is removed with the command.
-	Home           map[string][]byte
+	Home map[string][]byte
+	// Boxed names a program that has to run at [InsideDir]: where there is no
+	// sandbox it does not run.
+	Boxed          string
 	Stdout, Stderr io.Writer // may be nil, and may be one
 	// Notice is told what takes long before it begins; nil is silence.
 	Notice func(string)
@@ -124,6 +127,9 @@ func (e *Layers) Run(ctx context.Context, c Command) (Ran, error) {
 // runHere runs the command in the job container.
 func (e *Layers) runHere(ctx context.Context, c Command, why string) (Ran, error) {
 	ran := Ran{Sandbox: SandboxNone, Why: why}
+	if c.Boxed != "" {
+		return ran, &MissingTool{Program: c.Boxed, Why: why}
+	}
 	env := merge(e.o.Env, c.Env)
 	program, err := lookPath(c.Argv[0], env)
 	if err != nil {
@@ -142,23 +148,35 @@ func (e *Layers) runHere(ctx context.Context, c Command, why string) (Ran, error
 		Env: merge([]string{"HOME=" + home, "TMPDIR=" + tmp}, env)}.Run(ctx)
 }
 
-// machine is the part of the job's environment that holds in a build image.
+// machine is the part of the job's environment that holds in a build image. A
+// proxy is not asked for what the runner itself shows on this machine.
 func (e *Layers) machine() []string {
-	return slices.DeleteFunc(slices.Clone(e.o.Env), func(kv string) bool {
-		return strings.HasPrefix(kv, "PATH=") || strings.HasPrefix(kv, "LANG=")
-	})
+	var out []string
+	for _, kv := range e.o.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		switch {
+		case name == "PATH" || name == "LANG":
+			continue
+		case strings.EqualFold(name, "NO_PROXY") && value != "":
+			kv += ",127.0.0.1"
+		}
+		out = append(out, kv)
+	}
+	return append([]string{"NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1"}, out...)
 }
 
-// certificates are files of the machine that its environment names.
+// certificates are files of the machine that its environment names, without
+// what lies in another of them.
 func (e *Layers) certificates() []string {
 	var out []string
 	for _, kv := range e.o.Env {
 		name, value, _ := strings.Cut(kv, "=")
-		if (name == "SSL_CERT_FILE" || name == "SSL_CERT_DIR") && filepath.IsAbs(value) {
-			out = append(out, value)
+		if slices.Contains([]string{"SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"}, name) && filepath.IsAbs(value) {
+			out = append(out, filepath.Clean(value))
 		}
 	}
-	return out
+	slices.Sort(out)
+	return slices.CompactFunc(out, func(a, b string) bool { return a == b || strings.HasPrefix(b, a+"/") })
 }
 
 // lookPath finds a program in env's PATH.

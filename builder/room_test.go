@@ -117,7 +117,13 @@ func TestCommandsRunInTheBuildImage(t *testing.T) {
 	}
 	inEachMode(t, func(t *testing.T, mode sandbox.Mode) {
 		trees := t.TempDir()
-		e := engine(t, builder.Options{Mode: mode, TreeDir: trees, TempDir: t.TempDir(), Env: []string{"PATH=/of/the/job", "TZ=Asia/Shanghai"}})
+		certs := t.TempDir()
+		cert := filepath.Join(certs, "own.crt")
+		if err := os.WriteFile(cert, []byte("the company's"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		e := engine(t, builder.Options{Mode: mode, TreeDir: trees, TempDir: t.TempDir(), Env: []string{"PATH=/of/the/job", "TZ=Asia/Shanghai",
+			"SSL_CERT_FILE=" + cert, "SSL_CERT_DIR=" + certs, "NODE_EXTRA_CA_CERTS=" + cert, "NO_PROXY=x.example", "HTTP_PROXY=http://p.example"}})
 		dir := t.TempDir()
 		var notices []string
 		script := func(text string) (string, error) {
@@ -131,12 +137,12 @@ func TestCommandsRunInTheBuildImage(t *testing.T) {
 			}
 			return out.String(), err
 		}
-		out, err := script(`cat /etc/mark; pwd; echo "$PATH $FROM_IMAGE $MINE $TZ $HOME"; cat ` + secret + ` 2>&1 || echo unseen
+		out, err := script(`cat /etc/mark; pwd; echo "$PATH $FROM_IMAGE $MINE $TZ $HOME"; echo "$NO_PROXY $no_proxy"; cat $SSL_CERT_FILE; cat ` + secret + ` 2>&1 || echo unseen
 			echo made > made.txt && echo x > $HOME/x && echo x > /tmp/x && (echo changed > /etc/mark; cat /etc/mark)`)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		for _, want := range []string{"of the build image\n/app\n/usr/bin:/bin yes 1 Asia/Shanghai /", "unseen"} {
+		for _, want := range []string{"of the build image\n/app\n/usr/bin:/bin yes 1 Asia/Shanghai /", "\nx.example,127.0.0.1 127.0.0.1\n", "the company's", "unseen"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("no %q in\n%s", want, out)
 			}
