@@ -85,15 +85,17 @@ type Config struct {
 
 // Kinds of [Dependencies].
 const (
-	KindNPM = "npm"
-	KindPip = "pip"
+	KindNPM  = "npm"
+	KindPNPM = "pnpm"
+	KindYarn = "yarn"
+	KindPip  = "pip"
 )
 
 // Dependencies names the lock file that decides the dependency layer.
 type Dependencies struct {
-	Kind string // KindNPM, KindPip
+	Kind string // KindNPM, KindPNPM, KindYarn, KindPip
 	// FS holds Manifest (package.json; pip has none) and Lock
-	// (package-lock.json, requirements.txt).
+	// (package-lock.json, pnpm-lock.yaml, yarn.lock, requirements.txt).
 	FS             fs.FS
 	Manifest, Lock string
 	// Prefix is the folder in the image that node_modules goes into, or that

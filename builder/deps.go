@@ -106,6 +106,9 @@ func (b *build) recipe() (recipe, error) {
 	if err != nil {
 		return recipe{}, err
 	}
+	if d.Kind != KindNPM {
+		return b.toolRecipe(manifest, lock)
+	}
 	parsed, err := npm.Parse(manifest, lock)
 	var plan npm.Plan
 	if err == nil {

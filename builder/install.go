@@ -32,7 +32,7 @@ func (b *build) npmInstall(ctx context.Context, manifest, lock []byte) (*layer.L
 	if from != "" {
 		argv = append(argv, "--registry="+from, "--replace-registry-host=always")
 	}
-	if err := b.installer(ctx, app, "npm", "npm ci", argv); err != nil {
+	if err := b.installer(ctx, Command{Argv: argv, Dir: app}, "npm ci"); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Join(app, "node_modules"), 0o755); err != nil {
@@ -74,7 +74,8 @@ func (b *build) pipInstall(ctx context.Context, lock []byte, why error) (*layer.
 	defer stop()
 	// What the build image has, the base has not. Byte code holds times.
 	argv := []string{"pip3", "install", "--ignore-installed", "--no-compile", "--no-input", "--no-warn-script-location", "--quiet", "--root=out", "--requirement=requirements.txt"}
-	if err := b.installer(ctx, app, "pip", "pip install -r requirements.txt", argv, "PIP_INDEX_URL="+index, "PIP_USER=0", "PIP_ROOT_USER_ACTION=ignore"); err != nil {
+	env := []string{"PIP_INDEX_URL=" + index, "PIP_USER=0", "PIP_ROOT_USER_ACTION=ignore"}
+	if err := b.installer(ctx, Command{Argv: argv, Env: env, Dir: app}, "pip install -r requirements.txt"); err != nil {
 		return nil, err
 	}
 	root, err := os.OpenRoot(app)
@@ -126,12 +127,14 @@ func (b *build) workshop(files map[string][]byte) (dir string, done func(), err 
 	return dir, done, nil
 }
 
-// installer runs a package manager in dir. same is the command that shows a
-// developer its words.
-func (b *build) installer(ctx context.Context, dir, program, same string, argv []string, env ...string) error {
+// installer runs a package manager. same is the command that shows a developer
+// its words.
+func (b *build) installer(ctx context.Context, c Command, same string) error {
 	log := &run.Tail{Max: 4 << 10}
-	ran, err := b.e.o.Install(ctx, Command{Image: b.req.Dependencies.Build, Argv: argv, Env: env, Dir: dir, Stdout: log, Stderr: log})
+	c.Image, c.Stdout, c.Stderr = b.req.Dependencies.Build, log, log
+	ran, err := b.e.o.Install(ctx, c)
 	b.ran = ran
+	program := b.req.Dependencies.Kind
 	var exit *run.ExitError
 	if errors.As(err, &exit) {
 		return &InputError{What: "install the dependencies with " + program, Next: "read " + program + "'s own words above; run " + same + " to see them on your machine",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -68,10 +69,12 @@ type Options struct {
 	TreeBytes int64
 	// Mode of the sandbox that commands run in; "" is the best there is.
 	Mode sandbox.Mode
-	// Env is what commands see of the machine's environment: proxies, SSL_CERT_FILE
-	// and SSL_CERT_DIR, which are shown to them; in the job container also PATH
-	// and LANG. nil means PATH alone.
+	// Env is what commands see of the machine's environment: proxies, and
+	// SSL_CERT_FILE, SSL_CERT_DIR and NODE_EXTRA_CA_CERTS with what they name; in
+	// the job container also PATH and LANG. nil means PATH alone.
 	Env []string
+	// Tools are package managers that build images lack; nil means [Tools].
+	Tools map[string]Tool
 	// Install runs a package manager's command for lock files that need one;
 	// nil means [Layers.Run].
 	Install func(ctx context.Context, c Command) (Ran, error)
@@ -116,6 +119,9 @@ func NewLayers(o Options) (*Layers, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Tools == nil {
+		o.Tools = Tools()
 	}
 	if o.Env == nil {
 		o.Env = []string{"PATH=" + os.Getenv("PATH")}
@@ -195,7 +201,7 @@ func (r *Request) check() error {
 		return errors.New("builder: the request has no repository")
 	case r.Base.DigestStr() == "":
 		return errors.New("builder: the request has no base by digest")
-	case r.Dependencies != nil && r.Dependencies.Kind != KindNPM && r.Dependencies.Kind != KindPip:
+	case r.Dependencies != nil && !slices.Contains([]string{KindNPM, KindPNPM, KindYarn, KindPip}, r.Dependencies.Kind):
 		return fmt.Errorf("builder: dependencies of kind %q", r.Dependencies.Kind)
 	}
 	return nil

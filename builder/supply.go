@@ -257,6 +257,9 @@ func (e *Layers) locked(d *Dependencies, manifest, lock []byte) (found []attest.
 		}
 		return found, ""
 	}
+	if d.Kind != KindNPM {
+		return nil, "packages that " + d.Kind + " installed"
+	}
 	parsed, err := npm.Parse(manifest, lock)
 	if err != nil {
 		return nil, "packages that npm installed"

@@ -160,9 +160,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		if img.Engine == EngineImage {
 			img.Image = u.Build.Image
 		}
-		if lock := lockFiles[rt.Language]; code.sums[lock] != "" {
-			img.Lock = lock
-		}
+		img.Lock = lockOf(rt.Language, func(f string) bool { return code.sums[f] != "" })
 		sources := code.sources(u)
 		img.Inputs = inputs(u, rt, img, code, sources, commandBuild, in.Layout)
 		img.Versions = rt.Versions
@@ -278,7 +276,8 @@ func codeOf(p *project.Project, files []File, sets *project.FileSets) code {
 	// Lock file and manifest are inputs of their own: what changes in them is
 	// not the code. Whether they are in the layer is.
 	apart := map[string]bool{}
-	for lang, lock := range lockFiles {
+	for lang := range lockFiles {
+		lock := lockOf(lang, func(f string) bool { return c.sums[f] != "" })
 		apart[lock], apart[manifests[lang]] = true, true
 	}
 	sum := func(files []string) string {
@@ -442,10 +441,23 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 // lockFiles decide a language's dependency layer, together with manifests.
 // They take part wherever they are, also when `package` leaves them out.
 var (
-	lockFiles = map[string]string{"node": "package-lock.json", "python": "requirements.txt"}
+	lockFiles = map[string][]string{"node": {"package-lock.json", "pnpm-lock.yaml", "yarn.lock"}, "python": {"requirements.txt"}}
 	manifests = map[string]string{"node": "package.json"}
-	kinds     = map[string]string{"node": builder.KindNPM, "python": builder.KindPip}
+	kinds     = map[string]string{
+		"package-lock.json": builder.KindNPM, "pnpm-lock.yaml": builder.KindPNPM, "yarn.lock": builder.KindYarn, "requirements.txt": builder.KindPip,
+	}
 )
+
+// lockOf is the lock file that counts: the first of the language's that is
+// there; empty for none.
+func lockOf(language string, there func(string) bool) string {
+	for _, f := range lockFiles[language] {
+		if there(f) {
+			return f
+		}
+	}
+	return ""
+}
 
 // builtInName is NAME of builtin:NAME.
 func builtInName(layer string) string { return strings.TrimPrefix(layer, "builtin:") }

@@ -159,3 +159,33 @@ func TestBuildPlanIsPure(t *testing.T) {
 		}
 	}
 }
+
+// Of several lock files the first counts, and another one is ordinary code.
+func TestLockFileThatCounts(t *testing.T) {
+	p := parse(t, twoFunctions)
+	plan := func(files ...string) BuildPlan {
+		t.Helper()
+		out, err := PlanBuild(buildInput(p, files...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for _, c := range []struct {
+		files []string
+		want  string
+	}{
+		{[]string{"package-lock.json=l", "package.json=p", "pnpm-lock.yaml=q", "yarn.lock=y"}, "package-lock.json"},
+		{[]string{"package.json=p", "pnpm-lock.yaml=q", "yarn.lock=y"}, "pnpm-lock.yaml"},
+		{[]string{"package.json=p", "yarn.lock=y"}, "yarn.lock"},
+		{[]string{"package.json=p"}, ""},
+	} {
+		if got := plan(c.files...).Images[0].Lock; got != c.want {
+			t.Errorf("%v: lock file %q, want %q", c.files, got, c.want)
+		}
+	}
+	before := plan("package-lock.json=l", "package.json=p", "yarn.lock=y").Images[0].Key
+	if after := plan("package-lock.json=l", "package.json=p", "yarn.lock=z").Images[0].Key; after == before {
+		t.Error("a yarn.lock that is code changed, and the key did not")
+	}
+}

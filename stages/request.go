@@ -128,7 +128,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 			return builder.Request{}, err
 		}
 		req.Dependencies = &builder.Dependencies{
-			Kind: builder.KindNPM, FS: s.tree.FS(), Manifest: manifests["node"], Lock: img.Lock,
+			Kind: kinds[img.Lock], FS: s.tree.FS(), Manifest: manifests["node"], Lock: img.Lock,
 			Prefix: codeDir, Registry: registry, Build: build,
 		}
 		return req, nil
@@ -136,8 +136,8 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 	n, err := dependencyCount(s.tree)
 	if err == nil && n > 0 {
 		err = &builder.InputError{
-			What: fmt.Sprintf("package.json lists %d dependencies, but there is no tracked package-lock.json", n),
-			Next: "run npm install --package-lock-only and commit package-lock.json (pnpm and yarn lock files are planned)",
+			What: fmt.Sprintf("package.json lists %d dependencies, but there is no tracked lock file", n),
+			Next: "run npm install --package-lock-only and commit package-lock.json; pnpm-lock.yaml and yarn.lock count as well",
 		}
 	}
 	return req, err

@@ -43,6 +43,9 @@ type World struct {
 	MavenMirror func(ctx context.Context) (string, error)
 	// Relay shows a package registry on a loopback address, with credentials.
 	Relay func(address string) (here string, stop func(), err error)
+	// Shell puts a kind of dependencies' package manager into a shell command's
+	// PATH; "" is the command that installs them.
+	Shell func(kind, command string) (line string, home map[string][]byte)
 	// Run runs a command of the repository in a build image.
 	Run func(ctx context.Context, c builder.Command) (builder.Ran, error)
 	// Target opens the deploy target of a site.

@@ -220,8 +220,10 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 // installs says whether a runtime's package manager has to run for the
 // project's lock file. One that can't be read is told when it is built.
 func (s *state) installs(rt bundle.Runtime, files []File) bool {
-	lock := lockFiles[rt.Language]
-	if lock == "" || !slices.ContainsFunc(files, func(f File) bool { return f.Path == lock }) {
+	lock := lockOf(rt.Language, func(lock string) bool {
+		return slices.ContainsFunc(files, func(f File) bool { return f.Path == lock })
+	})
+	if lock == "" {
 		return false
 	}
 	root, err := os.OpenRoot(s.Job.Dir)
@@ -229,7 +231,7 @@ func (s *state) installs(rt bundle.Runtime, files []File) bool {
 		return false
 	}
 	defer root.Close()
-	d := &builder.Dependencies{Kind: kinds[rt.Language], FS: root.FS(), Manifest: manifests[rt.Language], Lock: lock, ABI: rt.ABI}
+	d := &builder.Dependencies{Kind: kinds[lock], FS: root.FS(), Manifest: manifests[rt.Language], Lock: lock, ABI: rt.ABI}
 	return s.World.Installs(d)
 }
 
@@ -273,8 +275,11 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, project.
 	for _, f := range dockerfiles(p.Build.Dockerfile) {
 		extra[f] = true
 	}
-	for lang, lock := range lockFiles {
-		extra[lock], extra[manifests[lang]] = true, true
+	for lang, locks := range lockFiles {
+		extra[manifests[lang]] = true
+		for _, lock := range locks {
+			extra[lock] = true
+		}
 	}
 	sets := p.FileSets(paths)
 	left := map[string]bool{}
@@ -351,17 +356,34 @@ func runBuildCommand(ctx context.Context, s *state) (string, error) {
 // installDependencies makes node_modules for the project's own commands. The
 // image's dependency layer does not come from it.
 func (s *state) installDependencies(ctx context.Context, p *project.Project) error {
-	if _, err := os.Stat(filepath.Join(s.Job.Dir, "package-lock.json")); err != nil || !slices.ContainsFunc(p.Functions, func(f project.Function) bool { return f.Language == "node" }) {
+	kind := s.nodeKind(p)
+	if kind == "" {
 		return nil
 	}
 	if _, err := os.Stat(filepath.Join(s.Job.Dir, "node_modules")); err == nil {
 		return nil
 	}
-	s.Log.Printf("install dependencies: npm ci")
-	if err := s.command(ctx, p, "node", "npm ci --no-audit --no-fund --loglevel=error"); err != nil {
-		return commandFailed(usererr.CodeBuildInput, "npm ci", err)
+	line, same := "", kind+" install --frozen-lockfile" // the lock file's own tool
+	if kind == builder.KindNPM {
+		line, same = "npm ci --no-audit --no-fund --loglevel=error", "npm ci"
+	}
+	s.Log.Printf("install dependencies: %s", same)
+	if err := s.command(ctx, p, "node", line); err != nil {
+		return commandFailed(usererr.CodeBuildInput, same, err)
 	}
 	return nil
+}
+
+// nodeKind is the package manager of the project's Node.js dependencies; empty
+// where there are none.
+func (s *state) nodeKind(p *project.Project) string {
+	if !slices.ContainsFunc(p.Functions, func(f project.Function) bool { return f.Language == "node" }) {
+		return ""
+	}
+	return kinds[lockOf("node", func(lock string) bool {
+		_, err := os.Stat(filepath.Join(s.Job.Dir, lock))
+		return err == nil
+	})]
 }
 
 // command runs a shell command of the repository in the build image of a
@@ -382,6 +404,13 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 		vars = append(vars, k+"="+v)
 	}
 	slices.Sort(vars)
+	if s.Bundle.Meta.Runtimes[commandRuntime(p, language)].Language == "node" {
+		var files map[string][]byte
+		line, files = s.World.Shell(s.nodeKind(p), line)
+		for file, data := range files {
+			home[file] = data
+		}
+	}
 	out := &lineWriter{log: s.Log}
 	defer out.flush()
 	ran, err := s.World.Run(ctx, builder.Command{
@@ -401,6 +430,7 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 // from places that the command does not see. A registry that nothing names is
 // left to them.
 func (s *state) registries(ctx context.Context, p *project.Project) (vars []string, home map[string][]byte, stop func(), err error) {
+	home = map[string][]byte{}
 	var stops []func()
 	stop = func() {
 		for _, f := range stops {
@@ -420,7 +450,7 @@ func (s *state) registries(ctx context.Context, p *project.Project) (vars []stri
 			vars = append(vars, "npm_config_registry="+a, "npm_config_replace_registry_host=always")
 		}},
 		{"python", "pip", s.World.PipIndex, func(a string) { vars = append(vars, "PIP_INDEX_URL="+a) }},
-		{"java", "maven", s.World.MavenMirror, func(a string) { home = map[string][]byte{".m2/settings.xml": mavenSettings(a)} }},
+		{"java", "maven", s.World.MavenMirror, func(a string) { home[".m2/settings.xml"] = mavenSettings(a) }},
 	} {
 		if !used[k.language] {
 			continue

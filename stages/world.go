@@ -51,7 +51,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	w := World{
 		Engines: map[string]builder.Engine{EngineLayer: layers},
 		Exists:  layers.Find,
-		Run:     layers.Run, Installs: layers.Installs, Relay: layers.Relay,
+		Run:     layers.Run, Installs: layers.Installs, Relay: layers.Relay, Shell: layers.Shell,
 		Inspect: layers.Inspect, Rebase: layers.Rebase, Verify: layers.Verify,
 		Target: func(ctx context.Context, s bundle.Site) (Target, error) {
 			if s.Cluster.Kind == bundle.KindDirectory {
@@ -148,7 +148,7 @@ func treeDir(getenv func(string) string) string {
 // the job's environment: nothing that is secret.
 func commandEnv(getenv func(string) string) []string {
 	var out []string
-	for _, n := range []string{"PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"} {
+	for _, n := range []string{"PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"} {
 		if v := getenv(n); v != "" {
 			out = append(out, n+"="+v)
 		}
