@@ -30,7 +30,8 @@ check: ## format, vet, staticcheck, unit tests, import direction; under a minute
 test: build ## all tests that need no root, cluster or Docker
 	@# Pipelines run on real base images; without them those tests are skipped and say so.
 	@'$(BIN)/faasctl' image build $(filter-out runner,$(IMAGES)) >/dev/null || true
-	$(GO) test ./...
+	@# As go test ./..., and in the end how many tests were skipped, and why.
+	set -o pipefail; $(GO) test -json ./... | $(GO) run ./tools/skips
 
 # What make images makes: about 350 MB of packages, and 700 MB of images.
 RUNTIMES := nodejs18 python3.11 java17
