@@ -440,7 +440,7 @@ func (c *checker) command(cmd instructions.Command, st *step) {
 		st.run = true
 		for _, f := range v.FlagsUsed {
 			if f == "mount" {
-				c.sayAt("--mount", "RunMount", "RUN --mount is not possible here: the command would run without the mount; secrets and caches belong into build.command")
+				c.sayAt("--mount", "RunMount", "RUN --mount is not possible here: the command would run without the mount; caches belong into build.command, and secrets for builds are planned")
 			} else {
 				c.sayAt("--"+f, "RunFlag", "RUN --%s is not possible here", f)
 			}
