@@ -38,7 +38,7 @@ func try(ctx context.Context, dir, sandbox string, stdout, stderr io.Writer) (er
 	if err != nil {
 		return err
 	}
-	images, err := services.PushBaseImages(ctx, filepath.Join(cache, "kuroko"))
+	images, err := services.PushBuilt(ctx, filepath.Join(cache, "kuroko"))
 	if err != nil {
 		return fmt.Errorf("base images: %w", err)
 	}

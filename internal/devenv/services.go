@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -178,6 +179,28 @@ func (s Services) PushBaseImages(ctx context.Context, cache string, runtimes ...
 			}
 			all[runtime].Layers[layer] = ref
 		}
+	}
+	return all, nil
+}
+
+// PushBuilt is [Services.PushBaseImages] for those of the default bundle's
+// runtimes whose images were made; none is an error.
+func (s Services) PushBuilt(ctx context.Context, cache string) (map[string]bundle.Images, error) {
+	all := map[string]bundle.Images{}
+	var missing error
+	for _, runtime := range defaultRuntimes {
+		images, err := s.PushBaseImages(ctx, cache, runtime)
+		if errors.Is(err, debian.ErrNotBuilt) {
+			missing = err
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(all, images)
+	}
+	if len(all) == 0 {
+		return nil, missing
 	}
 	return all, nil
 }
