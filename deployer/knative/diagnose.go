@@ -515,6 +515,9 @@ func uncreated(svc *servingv1.Service) (*deployer.Failure, string) {
 	if strings.Contains(msg, "already exists") {
 		return nil, why + ": " + msg // another one of that name is being removed
 	}
+	if strings.Contains(msg, "failed calling webhook") {
+		return nil, why + ": " + msg // nobody has said no; Knative tries again
+	}
 	if strings.Contains(msg, svc.Spec.Template.Name) || strings.Contains(msg, "creation failed") {
 		return &deployer.Failure{Code: deployer.Denied, Cause: "Knative can't make the revision: " + msg, Next: "this is a rule of the cluster; the platform team can say what it wants"}, ""
 	}

@@ -187,6 +187,7 @@ func TestUncreated(t *testing.T) {
 		"of the generation before": svc("RevisionFailed", denial, 1),
 		"of another revision":      svc("RevisionFailed", `Revision "shop-main-0" failed with message: exit.`, 2),
 		"a name in use":            svc("RevisionFailed", `Revision creation failed with message: revisions "shop-main-1" already exists.`, 2),
+		"a webhook that restarts":  svc("RevisionFailed", `Revision creation failed with message: Internal error occurred: failed calling webhook "webhook.serving.knative.dev": failed to call webhook: Post "https://webhook.knative-serving.svc:443/defaulting?timeout=10s": dial tcp 10.96.169.230:443: connect: connection refused.`, 2),
 		"new":                      {},
 	} {
 		if f, why := uncreated(s); f != nil || why == "" {
