@@ -68,6 +68,19 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		if base, err = e.base(wctx, s, req.Base); err != nil {
 			return err
 		}
+		if req.For != nil {
+			made, err := e.base(wctx, s, *req.For)
+			if err != nil {
+				return err
+			}
+			have, want := base.config.Config.Labels[abiLabel], made.config.Config.Labels[abiLabel]
+			if have == "" || have != want {
+				return &InputError{
+					What: fmt.Sprintf("the base image %s has the abi %q, and the runtime's packages are made for %q", req.Base, have, want),
+					Next: "name a base with the runtime's abi label, or leave build.base out",
+				}
+			}
+		}
 		baseReused = make([]part, len(base.manifest.Layers))
 		for i, l := range base.manifest.Layers {
 			b.up.Go(func() (err error) {

@@ -42,6 +42,9 @@ type Request struct {
 	Repository name.Repository
 	// Base is the image below everything else.
 	Base name.Digest
+	// For is the base that everything above was made for, where Base is
+	// another one: both need the same abi label. nil takes any Base.
+	For *name.Digest
 	// BuiltIn are images of one layer each that come on the base in order;
 	// each was made for that very base, as its label [LabelLayerBase] says.
 	BuiltIn []name.Digest

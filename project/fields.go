@@ -438,9 +438,13 @@ func (f fieldsOf) base() *spec {
 		if c, p := form(t); p.why != "" {
 			return c, p
 		}
+		repo, _, _ := strings.Cut(t, "@")
+		if i := strings.LastIndexByte(repo, ':'); i > strings.LastIndexByte(repo, '/') {
+			repo = repo[:i]
+		}
 		for _, b := range f.Policy.Bases {
 			prefix, star := strings.CutSuffix(b, "*")
-			if t == b || star && strings.HasPrefix(t, prefix) {
+			if t == b || repo == b || star && strings.HasPrefix(t, prefix) {
 				return t, fault{}
 			}
 		}

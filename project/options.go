@@ -35,8 +35,8 @@ type RuntimeInfo struct {
 type Policy struct {
 	// Tiers by name; a missing tier has [DefaultPolicy]'s.
 	Tiers map[Tier]TierPolicy `yaml:"tiers" json:"tiers,omitempty"`
-	// Bases are the images that build.base may name: exact, or a prefix that
-	// ends in *. Without any, build.base is refused.
+	// Bases are the images that build.base may name: with or without tag and
+	// digest, or a prefix that ends in *. Without any, build.base is refused.
 	Bases []string `yaml:"bases" json:"bases,omitempty"`
 }
 

@@ -70,6 +70,9 @@ type PlannedImage struct {
 	Dockerfile string `json:"dockerfile,omitempty"`
 	// Findings are what there is to say about the Dockerfile.
 	Findings []kaniko.Problem `json:"findings,omitempty"`
+	// Base is what faas.yml has the image built on instead of the runtime's
+	// base, by digest.
+	Base string `json:"base,omitempty"`
 	// Layers are the built-in layers, as faas.yml names them.
 	Layers []string `json:"layers,omitempty"`
 	// App is the function whose own server the image runs; empty for images
@@ -152,7 +155,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		img := PlannedImage{Runtime: u.Runtime, Units: []string{u.Name}, Dockerfile: u.Build.Dockerfile}
 		img.Engine, img.EngineWhy = chooseEngine(u.Build)
 		if img.Engine == EngineLayer {
-			img.Layers = u.Layers
+			img.Layers, img.Base = u.Layers, u.Build.Base
 		}
 		if f, ok := appOf(u); ok {
 			img.App = f.Name
@@ -375,7 +378,7 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 	list := []Input{
 		{inputLayout, sumOf(layout)},
 		{inputRuntime, u.Runtime},
-		{inputBase, sumOf(rt.Base)},
+		{inputBase, sumOf(or(img.Base[strings.LastIndex(img.Base, "@")+1:], rt.Base))},
 		{inputAdapter, rt.Adapter},
 		{inputCode, c.shared},
 	}
@@ -388,9 +391,6 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 		}
 	}
 	b := u.Build
-	if b.Base != "" {
-		list = append(list, Input{"build.base", sumOf(b.Base)})
-	}
 	// Build images take part only where they run: the project's, where there is
 	// a command; the runtime's, where a package manager has to install. Others
 	// are not rebuilt for a new build image.

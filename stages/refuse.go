@@ -94,8 +94,13 @@ func unsupported(p *project.Project) []project.Problem {
 		if u.Build.Builder == "none" && !strings.Contains(u.Build.Image, "@sha256:") {
 			no(at+".build.image", "an image by tag; write its digest, "+u.Build.Image+"@sha256:…")
 		}
-		if u.Build.Base != "" {
-			no(at+".build.base", "build.base")
+		if base := u.Build.Base; base != "" && u.Build.Builder == "layer" {
+			if !strings.Contains(base, "@sha256:") {
+				no(at+".build.base", "a base by tag; write its digest, "+base+"@sha256:…")
+			}
+			if len(u.Layers) > 0 {
+				no(at+".layers", "built-in layers on another base than the runtime's, for which they were made")
+			}
 		}
 		if len(u.Build.Secrets) > 0 {
 			no(at+".build.secrets", "build.secrets")

@@ -54,6 +54,14 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 			return bad(err)
 		}
 	}
+	var made *name.Digest
+	if img.Base != "" {
+		runtimes := base
+		made = &runtimes
+		if base, err = name.NewDigest(site.Cluster.Image(img.Base)); err != nil {
+			return builder.Request{}, &builder.InputError{What: "read build.base", Next: "name an image by digest", Err: err}
+		}
+	}
 	if s.tree == nil {
 		if s.tree, err = os.OpenRoot(s.Job.Dir); err != nil {
 			return builder.Request{}, err
@@ -68,8 +76,8 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		builtIn = append(builtIn, d)
 	}
 	req := builder.Request{
-		BuiltIn: builtIn,
-		Name:    img.Name, Key: img.Key, Repository: repo, Base: base,
+		BuiltIn: builtIn, For: made,
+		Name: img.Name, Key: img.Key, Repository: repo, Base: base,
 		Code:   builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
 		Origin: s.origin(plan, img),
 	}

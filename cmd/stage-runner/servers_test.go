@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kuroko-faas/kuroko/builder/pip/piptest"
@@ -311,4 +313,59 @@ func TestMavenBuild(t *testing.T) {
 	os.Remove(filepath.Join(l.dir, "pom.xml"))
 	l.write(map[string]string{"build.gradle": "plugins { id 'java' }\n"})
 	l.refused(l.run("prepare,test,build", env...), 1, "build.gradle", "planned", "build: {command:")
+}
+
+// build.base puts a function on a base that the platform allows beside its
+// own: by digest, and for what the runtime's packages are made for.
+func TestBaseOfItsOwn(t *testing.T) {
+	l := newLab(t)
+	own, err := name.NewDigest(l.services.Registry + "/" + l.started.Images["nodejs18"].Base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := remote.Image(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	push := func(repo string, change func(*v1.Config)) string {
+		t.Helper()
+		cfg, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg = cfg.DeepCopy()
+		change(&cfg.Config)
+		made, err := mutate.ConfigFile(img, cfg)
+		if err == nil {
+			err = remote.Write(own.Context().Registry.Repo(repo).Tag("latest"), made)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest, err := made.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return repo + "@" + digest.String()
+	}
+	marked := push("base/marked", func(c *v1.Config) { c.Env = append(c.Env, "MARK=of its own") })
+	foreign := push("base/foreign", func(c *v1.Config) { c.Labels["abi"] = "node99-glibc2.99" })
+	l.publish(devenv.Release{Files: map[string]string{"platform/policy.yml": "version: 1\nbases: [base/marked, base/foreign]\n"}})
+	l.write(map[string]string{"index.js": "exports.handler = async () => `${process.env.MARK} ${process.getuid()}`;\n", "faas.yml": shop + "build: {base: \"" + marked + "\"}\n"})
+	l.newPipeline()
+	o := l.ok(whole)
+	if _, body, _ := l.get(o.report.Result.URLs[0].URL); !strings.HasPrefix(body, "of its own ") || strings.HasSuffix(body, " 0") {
+		t.Errorf("got %q", body)
+	}
+	for base, want := range map[string]string{
+		foreign:              "has the abi \"node99-glibc2.99\"",
+		"base/marked:latest": "write its digest",
+		"base/other@sha256:" + strings.Repeat("a", 64): "is not allowed by the platform's policy",
+	} {
+		l.newPipeline()
+		l.write(map[string]string{"faas.yml": shop + "build: {base: \"" + base + "\"}\n"})
+		if o := l.run("prepare,test,build"); o.code == 0 || !strings.Contains(o.log, want) {
+			t.Errorf("%s: exit %d, want %q in\n%s", base, o.code, want, o.log)
+		}
+	}
 }
