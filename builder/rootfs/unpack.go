@@ -27,7 +27,6 @@ import (
 // give files away; in a user namespace with a single id they are noted.
 type unpacker struct {
 	root   *os.Root
-	dir    string
 	owners bool
 	// overlay keeps whiteouts in overlay's form, for a layer that is laid over
 	// others; else they remove what is below.

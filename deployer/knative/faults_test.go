@@ -513,7 +513,7 @@ func TestTagsOfAReleaseThatIsNot(t *testing.T) {
 	u.Image = repo.Digest(digest.String())
 	r := deployer.Release{ID: "r5", Scope: scope, Units: []deployer.Live{{Unit: "main", Spec: u}}}
 	f := deployer.Fence{Scope: scope, Epoch: 2}
-	create := func(there, answer http.HandlerFunc) (error, []string) {
+	create := func(there, answer http.HandlerFunc) ([]string, error) {
 		_, k := serve(t, map[string][]http.HandlerFunc{
 			getLease: {reply(200, aLease(t, "5", deployer.Head{Epoch: 2}))}, "GET shop.prod.r5": {there}, "POST configmaps": {answer},
 		})
@@ -523,17 +523,17 @@ func TestTagsOfAReleaseThatIsNot(t *testing.T) {
 		if lerr != nil {
 			t.Fatal(lerr)
 		}
-		return err, tags
+		return tags, err
 	}
 	none, no := fail(404, metav1.StatusReasonNotFound), fail(403, metav1.StatusReasonForbidden)
-	if err, tags := create(none, no); len(deployer.Failures(err)) != 1 || len(tags) != 1 {
+	if tags, err := create(none, no); len(deployer.Failures(err)) != 1 || len(tags) != 1 {
 		t.Errorf("refused: %v, tags %q; want the refusal, and the image's own tag alone", err, tags)
 	}
 	taken := metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{Kind: "PartialObjectMetadata", APIVersion: "meta.k8s.io/v1"}}
-	if err, tags := create(reply(200, taken), no); !errors.Is(err, deployer.ErrExists) || len(tags) != 1 {
+	if tags, err := create(reply(200, taken), no); !errors.Is(err, deployer.ErrExists) || len(tags) != 1 {
 		t.Errorf("taken: %v, tags %q; want that it exists, untouched", err, tags)
 	}
-	if err, tags := create(none, fail(500, metav1.StatusReasonInternalError)); !errors.Is(err, deployer.ErrUnavailable) || len(tags) != 3 {
+	if tags, err := create(none, fail(500, metav1.StatusReasonInternalError)); !errors.Is(err, deployer.ErrUnavailable) || len(tags) != 3 {
 		t.Errorf("no answer: %v, tags %q; want them kept, for it may be recorded", err, tags)
 	}
 }

@@ -191,7 +191,7 @@ func get[O any](from cache.SharedIndexInformer, namespace, name string) *O {
 	if err != nil || !ok {
 		return nil
 	}
-	found := *o.(any).(*O)
+	found := *o.(*O)
 	return &found
 }
 
