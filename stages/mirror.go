@@ -29,7 +29,7 @@ func pipIndex(ctx context.Context, getenv func(string) string) (string, error) {
 	if v := getenv("PIP_INDEX_URL"); v != "" {
 		return v, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for _, program := range []string{"pip3", "pip"} {
 		var out bytes.Buffer

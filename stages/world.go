@@ -222,7 +222,7 @@ func npmRegistry(ctx context.Context, getenv func(string) string) (string, error
 			return v, nil
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var out bytes.Buffer
 	err := run.Command{
