@@ -2,7 +2,6 @@ package kaniko
 
 import (
 	"archive/tar"
-	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -16,51 +15,13 @@ import (
 
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/rootfs"
+	"github.com/kuroko-faas/kuroko/builder/rootfs/rootfstest"
 )
-
-// archive writes headers; a regular file's content is its Linkname.
-func archive(t *testing.T, headers []tar.Header) []byte {
-	t.Helper()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, h := range headers {
-		body := ""
-		if h.Typeflag == tar.TypeReg || h.Typeflag == 0 {
-			body, h.Linkname, h.Size = h.Linkname, "", int64(len(h.Linkname))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o755
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
-}
-
-func file(name, body string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeReg, Name: name, Linkname: body}
-}
-func folder(name string, mode int64) tar.Header {
-	return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}
-}
-func link(name, to string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to}
-}
-func hard(name, to string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to}
-}
 
 // What comes out of the sandbox is not trusted.
 func TestHostileLayers(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, archive(t, []tar.Header{file("a", "of the host")}), 0o644); err != nil {
+	if err := os.WriteFile(secret, rootfstest.Archive(t, []tar.Header{rootfstest.File("a", "of the host")}), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for name, prepare := range map[string]func(out string) error{
@@ -110,7 +71,7 @@ func TestDropsWhatTheBaseHas(t *testing.T) {
 	names := func(headers ...tar.Header) []string {
 		t.Helper()
 		out := t.TempDir()
-		if err := os.WriteFile(filepath.Join(out, "0.tar"), archive(t, headers), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(out, "0.tar"), rootfstest.Archive(t, headers), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		root, err := os.OpenRoot(out)
@@ -146,14 +107,14 @@ func TestDropsWhatTheBaseHas(t *testing.T) {
 	shadow := func(body string) tar.Header {
 		return tar.Header{Typeflag: tar.TypeReg, Name: "etc/shadow", Mode: 0o600, Linkname: body}
 	}
-	if got := names(folder("etc/", 0o755), shadow("same"), link("etc/link", "conf"), file("new", "x")); !slices.Equal(got, []string{"new"}) {
+	if got := names(rootfstest.Folder("etc/", 0o755), shadow("same"), rootfstest.Link("etc/link", "conf"), rootfstest.File("new", "x")); !slices.Equal(got, []string{"new"}) {
 		t.Errorf("unchanged: %q", got)
 	}
-	if got := names(folder("etc/", 0o700), shadow("diff")); !slices.Equal(got, []string{"etc/", "etc/shadow"}) {
+	if got := names(rootfstest.Folder("etc/", 0o700), shadow("diff")); !slices.Equal(got, []string{"etc/", "etc/shadow"}) {
 		t.Errorf("changed: %q", got)
 	}
 	// Back to the base's form is a change now.
-	if got := names(folder("etc/", 0o755), shadow("same")); !slices.Equal(got, []string{"etc/", "etc/shadow"}) {
+	if got := names(rootfstest.Folder("etc/", 0o755), shadow("same")); !slices.Equal(got, []string{"etc/", "etc/shadow"}) {
 		t.Errorf("changed back: %q", got)
 	}
 	names(tar.Header{Typeflag: tar.TypeReg, Name: "etc/.wh.conf", Mode: 0o644})
@@ -226,8 +187,8 @@ func TestCopyContext(t *testing.T) {
 // No tar of the executor makes us fail in another way than with an error.
 func FuzzNormalise(f *testing.F) {
 	t := &testing.T{}
-	f.Add(archive(t, []tar.Header{folder("a/", 0o755), file("a/f", "1"), link("l", "a"), hard("h", "a/f"), file("a/.wh.x", "")}))
-	f.Add(archive(t, []tar.Header{file("a", "1"), file("a/b", "1"), file("./a", "2")}))
+	f.Add(rootfstest.Archive(t, []tar.Header{rootfstest.Folder("a/", 0o755), rootfstest.File("a/f", "1"), rootfstest.Link("l", "a"), rootfstest.Hard("h", "a/f"), rootfstest.File("a/.wh.x", "")}))
+	f.Add(rootfstest.Archive(t, []tar.Header{rootfstest.File("a", "1"), rootfstest.File("a/b", "1"), rootfstest.File("./a", "2")}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		out := t.TempDir()
 		if err := os.WriteFile(filepath.Join(out, "0.tar"), b, 0o644); err != nil {

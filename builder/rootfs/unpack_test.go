@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/kuroko-faas/kuroko/builder/rootfs/rootfstest"
 )
 
 // testImage makes an image of layers.
@@ -21,7 +23,7 @@ func testImage(t *testing.T, layers ...[]tar.Header) v1.Image {
 	t.Helper()
 	img := v1.Image(empty.Image)
 	for _, headers := range layers {
-		b := archive(t, headers)
+		b := rootfstest.Archive(t, headers)
 		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
 		if err != nil {
 			t.Fatal(err)
@@ -33,57 +35,18 @@ func testImage(t *testing.T, layers ...[]tar.Header) v1.Image {
 	return img
 }
 
-// archive writes headers; a regular file's content is its Linkname.
-func archive(t *testing.T, headers []tar.Header) []byte {
-	t.Helper()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, h := range headers {
-		body := ""
-		if h.Typeflag == tar.TypeReg || h.Typeflag == 0 {
-			body, h.Linkname, h.Size = h.Linkname, "", int64(len(h.Linkname))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o755
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
-}
-
-func file(name, body string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeReg, Name: name, Linkname: body}
-}
-func folder(name string, mode int64) tar.Header {
-	return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}
-}
-func link(name, to string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to}
-}
-func hard(name, to string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to}
-}
-
 func TestUnpack(t *testing.T) {
 	img := testImage(t,
 		[]tar.Header{
-			folder("a/", 0o755), file("a/old", "1"), file("a/gone", "1"), folder("opq/", 0o755), file("opq/below", "1"), file("opq/sub/x", "1"),
-			folder("locked/", 0o555), file("locked/f", "1"), file("becomes-dir", "1"), folder("becomes-file/", 0o755), file("becomes-file/x", "1"),
-			file("target", "hard"), link("lib", "usr/lib"), folder("usr/lib/", 0o755), {Typeflag: tar.TypeReg, Name: "su", Mode: 0o4755, Linkname: "s"},
+			rootfstest.Folder("a/", 0o755), rootfstest.File("a/old", "1"), rootfstest.File("a/gone", "1"), rootfstest.Folder("opq/", 0o755), rootfstest.File("opq/below", "1"), rootfstest.File("opq/sub/x", "1"),
+			rootfstest.Folder("locked/", 0o555), rootfstest.File("locked/f", "1"), rootfstest.File("becomes-dir", "1"), rootfstest.Folder("becomes-file/", 0o755), rootfstest.File("becomes-file/x", "1"),
+			rootfstest.File("target", "hard"), rootfstest.Link("lib", "usr/lib"), rootfstest.Folder("usr/lib/", 0o755), {Typeflag: tar.TypeReg, Name: "su", Mode: 0o4755, Linkname: "s"},
 			{Typeflag: tar.TypeChar, Name: "dev/null", Devmajor: 1, Devminor: 3},
 		},
 		[]tar.Header{
-			file("a/old", "2"), file("a/.wh.gone", ""), file("opq/.wh..wh..opq", ""), file("opq/above", "2"), file("locked/g", "2"),
-			folder("becomes-dir/", 0o700), file("becomes-dir/x", "2"), file("becomes-file", "2"), hard("linked", "target"), file("lib/so", "2"),
-			file("./odd//name", "2"), file(".wh.nothing", ""), link("abs", "/etc/passwd"),
+			rootfstest.File("a/old", "2"), rootfstest.File("a/.wh.gone", ""), rootfstest.File("opq/.wh..wh..opq", ""), rootfstest.File("opq/above", "2"), rootfstest.File("locked/g", "2"),
+			rootfstest.Folder("becomes-dir/", 0o700), rootfstest.File("becomes-dir/x", "2"), rootfstest.File("becomes-file", "2"), rootfstest.Hard("linked", "target"), rootfstest.File("lib/so", "2"),
+			rootfstest.File("./odd//name", "2"), rootfstest.File(".wh.nothing", ""), rootfstest.Link("abs", "/etc/passwd"),
 		})
 	s := Store{filepath.Join(t.TempDir(), "x")}
 	t.Cleanup(func() { Remove(s.Dir) })
@@ -141,13 +104,13 @@ func TestUnpack(t *testing.T) {
 // An image can't write outside of its folder, and a failure leaves nothing.
 func TestUnpackHostile(t *testing.T) {
 	for name, layer := range map[string][]tar.Header{
-		"file through a link out":         {link("out", "../../.."), file("out/owned", "x")},
-		"file through an absolute link":   {link("out", "/tmp"), file("out/owned", "x")},
-		"folder through a link out":       {link("out", ".."), folder("out/owned/", 0o755), file("out/owned/f", "x")},
-		"hard link to the host":           {link("etc", "/etc"), hard("passwd", "etc/passwd")},
-		"whiteout through a link":         {link("out", "../victim"), file("out/.wh.file", "")},
-		"opaque through a link":           {link("out", "../victim"), file("out/.wh..wh..opq", "")},
-		"overwrite through the last link": {link("out", "../victim/file"), file("out/x", "owned")},
+		"file through a link out":         {rootfstest.Link("out", "../../.."), rootfstest.File("out/owned", "x")},
+		"file through an absolute link":   {rootfstest.Link("out", "/tmp"), rootfstest.File("out/owned", "x")},
+		"folder through a link out":       {rootfstest.Link("out", ".."), rootfstest.Folder("out/owned/", 0o755), rootfstest.File("out/owned/f", "x")},
+		"hard link to the host":           {rootfstest.Link("etc", "/etc"), rootfstest.Hard("passwd", "etc/passwd")},
+		"whiteout through a link":         {rootfstest.Link("out", "../victim"), rootfstest.File("out/.wh.file", "")},
+		"opaque through a link":           {rootfstest.Link("out", "../victim"), rootfstest.File("out/.wh..wh..opq", "")},
+		"overwrite through the last link": {rootfstest.Link("out", "../victim/file"), rootfstest.File("out/x", "owned")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			top := t.TempDir()
@@ -174,7 +137,7 @@ func TestUnpackHostile(t *testing.T) {
 	}
 	// Names with dots are taken as below the root, as by every tar program.
 	s := Store{t.TempDir()}
-	tr, _, err := s.Tree(t.Context(), Want{Name: "base", Layers: testImage(t, []tar.Header{file("../../etc/x", "x"), file("/abs", "y")}).Layers})
+	tr, _, err := s.Tree(t.Context(), Want{Name: "base", Layers: testImage(t, []tar.Header{rootfstest.File("../../etc/x", "x"), rootfstest.File("/abs", "y")}).Layers})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,8 +169,8 @@ func (l rawLayer) Uncompressed() (io.ReadCloser, error) {
 // than with an error.
 func FuzzUnpack(f *testing.F) {
 	t := &testing.T{}
-	f.Add(archive(t, []tar.Header{folder("a/", 0o500), file("a/f", "1"), link("l", "../.."), hard("h", "a/f"), file("a/.wh.f", "")}), false)
-	f.Add(archive(t, []tar.Header{link("l", "../victim"), file("l/x", "1"), file("l/.wh..wh..opq", "")}), true)
+	f.Add(rootfstest.Archive(t, []tar.Header{rootfstest.Folder("a/", 0o500), rootfstest.File("a/f", "1"), rootfstest.Link("l", "../.."), rootfstest.Hard("h", "a/f"), rootfstest.File("a/.wh.f", "")}), false)
+	f.Add(rootfstest.Archive(t, []tar.Header{rootfstest.Link("l", "../victim"), rootfstest.File("l/x", "1"), rootfstest.File("l/.wh..wh..opq", "")}), true)
 	f.Add([]byte("not a tar"), true)
 	f.Fuzz(func(t *testing.T, b []byte, overlay bool) {
 		top := t.TempDir()
