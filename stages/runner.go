@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/bundle"
@@ -325,7 +324,7 @@ func Explain(ctx context.Context, err error) error {
 	if errors.As(err, &designed) {
 		return err
 	}
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if usererr.DiskFull(err) {
 		return &usererr.Error{Code: usererr.CodeDiskFull, Err: err}
 	}
 	if errors.Is(err, errNoFile) {

@@ -350,7 +350,7 @@ func (s *state) repository(ctx context.Context) (string, error) {
 	if _, err := name.NewRepository(repository); err != nil && repository != "" {
 		return "", &usererr.Error{
 			Code: usererr.CodeEnvironment, Class: usererr.Config, What: "choose an image repository", Err: err,
-			Next: "check registry in clusters.yml, CI_PROJECT_PATH and CI_REGISTRY_IMAGE",
+			Next: "check registry in clusters.yml, CI_REGISTRY_IMAGE and CI_PROJECT_PATH (the folder's name where faas has no such variable)",
 		}
 	}
 	if repository != "" {

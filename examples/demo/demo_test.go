@@ -9,6 +9,18 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 )
 
+// Outside a checkout there is nothing to publish; that is no bug of ours.
+func TestOutsideACheckout(t *testing.T) {
+	t.Chdir(t.TempDir())
+	var stdout, stderr strings.Builder
+	if code := run(t.Context(), []string{"demo", "try"}, &stdout, &stderr); code != 2 {
+		t.Errorf("exit %d, want 2", code)
+	}
+	if got := stderr.String(); !strings.Contains(got, "in no checkout of Kuroko") || !strings.Contains(got, "next: run this in a checkout of Kuroko") {
+		t.Error(got)
+	}
+}
+
 // What a job of the demo could not do is no bug of ours: the demo ends as the
 // job did.
 func TestFailedPipeline(t *testing.T) {

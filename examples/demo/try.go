@@ -60,7 +60,7 @@ func try(ctx context.Context, dir, sandbox string, stdout, stderr io.Writer) (er
 		return os.Getenv(name)
 	}
 	job := ci.Job{Dir: dir, Environment: "test"}
-	job.Project.ID, job.Project.Path = 1, "try/"+filepath.Base(dir)
+	job.Project.ID, job.Project.Path = 1, "try/repository" // a folder may be called what no image may
 	client, where, err := stages.Platform(getenv)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kuroko-faas/kuroko/internal/devenv/gitlabci"
+	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/stages"
 )
 
@@ -210,7 +211,10 @@ func Where() (string, error) {
 			return d, nil
 		}
 		if d == filepath.Dir(d) {
-			return "", fmt.Errorf("%s is in no checkout of kuroko", dir)
+			return "", &usererr.Error{
+				Code: usererr.CodeUsage, What: "find Kuroko's own files", Err: fmt.Errorf("%s is in no checkout of Kuroko", dir),
+				Next: "run this in a checkout of Kuroko; --dir names another repository",
+			}
 		}
 	}
 }

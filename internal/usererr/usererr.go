@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 )
 
 // Class is who can act on an error. It chooses the exit code, which templates
@@ -102,8 +103,13 @@ func (e *Error) Title() string {
 	return table[e.Code].what
 }
 
+// DiskFull says that err is a disk or a quota without room.
+func DiskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
 // Of finds the designed error in err's chain. An error nobody designed
-// becomes [Internal], a cancelled context [Cancelled].
+// becomes [Internal], a cancelled context [Cancelled], a full disk its own.
 func Of(err error) *Error {
 	var e *Error
 	switch {
@@ -113,6 +119,8 @@ func Of(err error) *Error {
 		return &Error{Code: CodeCancelled, Err: err}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{Code: CodeTimeout, Err: err}
+	case DiskFull(err):
+		return &Error{Code: CodeDiskFull, Err: err}
 	}
 	return &Error{Code: CodeInternal, Err: err}
 }
@@ -156,6 +164,9 @@ func Write(w io.Writer, err error, docs string) {
 	}
 	if next == "" {
 		next = usual
+	}
+	if next == "" && DiskFull(e.Err) { // whatever it was that wrote
+		next = table[CodeDiskFull].next
 	}
 	if next != "" {
 		field(w, "next:", next)

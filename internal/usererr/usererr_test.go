@@ -7,6 +7,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -39,6 +40,16 @@ func TestWrite(t *testing.T) {
         line two
   next: read the function's last log lines above; the previous release still serves
   who:  project     code: E1401
+`},
+		{"disk full", fmt.Errorf("save: %w", syscall.ENOSPC), "", `error: write to disk
+  why:  save: no space left on device
+  next: free space on the runner, or choose a runner with more, and run the job again
+  who:  external    code: E1109
+`},
+		{"disk full, designed without a step", &Error{Code: CodePublish, Err: fmt.Errorf("write the key: %w", syscall.EDQUOT)}, "", `error: publish the platform bundle
+  why:  write the key: disk quota exceeded
+  next: free space on the runner, or choose a runner with more, and run the job again
+  who:  platform    code: E1208
 `},
 		{"undesigned", errors.New("surprise"), "", `error: finish the job
   why:  surprise
