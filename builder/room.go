@@ -34,7 +34,7 @@ type Command struct {
 	// Env comes on top of the image's own environment and [Options.Env].
 	Env []string
 	// Dir is the folder that it works in, and all of the caller's that it can
-	// write to. Inside it is [InsideDir].
+	// write to. Inside it is [InsideDir], and a .git in it is empty.
 	Dir string
 	// Home are files that its home has, by name: settings of programs. The home
 	// is removed with the command.
@@ -261,6 +261,11 @@ func (e *Layers) runInside(ctx context.Context, c Command, mode sandbox.Mode) (e
 		Env:   merge(image.config.Config.Env, e.machine(), []string{"HOME=" + at, "TMPDIR=/tmp"}, c.Env),
 		Binds: []sandbox.Bind{{Source: dir, Target: InsideDir}, {Source: home, Target: at}, {Source: tmp, Target: "/tmp"}},
 	}
+	hidden, err := hideGit(dir, filepath.Join(scratch, "git"))
+	if err != nil {
+		return err
+	}
+	spec.Binds = append(spec.Binds, hidden...)
 	for _, p := range append([]string{"/etc/resolv.conf", "/etc/hosts"}, e.certificates()...) {
 		if real, err := filepath.EvalSymlinks(p); err == nil {
 			spec.Binds = append(spec.Binds, sandbox.Bind{Source: real, Target: filepath.Clean(p), ReadOnly: true})
@@ -302,6 +307,28 @@ func (e *Layers) enter(ctx context.Context, s *registry.Session, c Command, imag
 	}
 	return p, tree, nil
 }
+
+// hideGit covers the folder's .git with nothing, made at the given place: its
+// configuration has the job's token in the address that GitLab fetched from, and
+// a commit's number is an input that no key has. Git takes it for no repository.
+func hideGit(dir, nothing string) ([]sandbox.Bind, error) {
+	info, err := os.Lstat(filepath.Join(dir, gitDir))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		err = os.Mkdir(nothing, 0o755)
+	case info.Mode().IsRegular(): // a worktree's names the folder
+		err = os.WriteFile(nothing, nil, 0o644)
+	default: // a link to a folder of the tree is one of its files, any other leads nowhere
+		return nil, nil
+	}
+	return []sandbox.Bind{{Source: nothing, Target: InsideDir + "/" + gitDir, ReadOnly: true}}, err
+}
+
+const gitDir = ".git"
 
 // furnish writes a home's files.
 func furnish(home string, files map[string][]byte) error {

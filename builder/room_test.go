@@ -172,6 +172,31 @@ func TestCommandsRunInTheBuildImage(t *testing.T) {
 	})
 }
 
+// A command sees no .git: GitLab's holds the job's token. The caller's stays as
+// it is.
+func TestCommandsSeeNoGit(t *testing.T) {
+	image := buildImage(t, registrytest.New(t), nil)
+	inEachMode(t, func(t *testing.T, mode sandbox.Mode) {
+		e := engine(t, builder.Options{Mode: mode, TreeDir: t.TempDir(), TempDir: t.TempDir()})
+		for git, file := range map[string]string{"a folder": ".git/config", "a file": ".git"} {
+			dir := t.TempDir()
+			file = filepath.Join(dir, file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte("s3cret"), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			_, err := e.Run(t.Context(), builder.Command{Image: image, Dir: dir, Stdout: &out, Stderr: &out, Argv: []string{"sh", "-c",
+				"cat .git .git/* 2>/dev/null; echo .git/*; echo x 2>/dev/null >.git/config || echo x 2>/dev/null >.git || echo kept"}})
+			if err != nil || strings.Contains(out.String(), "s3cret") || strings.Contains(out.String(), "config") || !strings.Contains(out.String(), "kept") {
+				t.Errorf("%s: %v\n%s", git, err, &out)
+			}
+			if data, err := os.ReadFile(file); err != nil || string(data) != "s3cret" {
+				t.Errorf("%s afterwards: %q, %v", git, data, err)
+			}
+		}
+	})
+}
+
 // Everything that a command started ends with it, whatever it does about
 // signals.
 func TestCommandsEnd(t *testing.T) {
