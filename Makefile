@@ -51,7 +51,7 @@ clean: ## remove what the other targets made in this folder
 demo: build ## the whole main job on this machine; MARK=word, KEEP=1, TARGET=knative (after make lab-up)
 	$(GO) build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o '$(BIN)/demo' ./examples/demo
 	@'$(BIN)/faasctl' image build base/nodejs18 build/nodejs18 >/dev/null
-	@'$(BIN)/demo' run --bin '$(BIN)' $(if $(MARK),--mark '$(MARK)') $(if $(KEEP),--keep) $(if $(TARGET),--target $(TARGET))
+	@'$(BIN)/demo' run --bin '$(BIN)' $(if $(MARK),--mark "$$MARK") $(if $(KEEP),--keep) $(if $(TARGET),--target "$$TARGET")
 
 .PHONY: bench
 bench: ## start of the runner, and builds cold / code change / no change with request counts

@@ -21,6 +21,15 @@ func TestOutsideACheckout(t *testing.T) {
 	}
 }
 
+func TestMarkThatNoHeaderCanShow(t *testing.T) {
+	for _, mark := range []string{"字", "", "a\nb", strings.Repeat("x", 129)} {
+		var stdout, stderr strings.Builder
+		if code := run(t.Context(), []string{"demo", "run", "--mark", mark}, &stdout, &stderr); code != 2 || !strings.Contains(stderr.String(), "1 to 128 printable ASCII") {
+			t.Errorf("%q: exit %d, %s", mark, code, stderr.String())
+		}
+	}
+}
+
 // What a job of the demo could not do is no bug of ours: the demo ends as the
 // job did.
 func TestFailedPipeline(t *testing.T) {

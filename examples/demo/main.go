@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -43,6 +44,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 					&cli.StringFlag{Name: "sandbox", Usage: "how units run: auto, root, userns or none", Value: "auto"},
 				},
 				Action: func(c *cli.Context) error {
+					if m := c.String("mark"); m == "" || len(m) > 128 || strings.ContainsFunc(m, func(r rune) bool { return r < ' ' || r > '~' }) {
+						return cliapp.Usagef("--mark is shown in a header: 1 to 128 printable ASCII characters, not %q", m)
+					}
 					d := demo{
 						mark: c.String("mark"), target: c.String("target"), keep: c.Bool("keep"), bin: c.String("bin"), sandbox: c.String("sandbox"),
 						stdout: stdout, stderr: stderr,

@@ -152,6 +152,19 @@ func TestPipeline(t *testing.T) {
 	}
 }
 
+// A job that may end with some codes has failed with another.
+func TestPipelineThatFails(t *testing.T) {
+	t.Parallel()
+	c := checkout(t, server(t), "", map[string]string{".gitlab-ci.yml": "a:\n  script: [exit 5]\n  allow_failure:\n    exit_codes: [76]\n"})
+	r, err := c.Run(t.Context(), gitlabci.Pipeline{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j, _ := r.Job("a"); r.OK || j.Status != gitlabci.Failed || j.Code != 5 {
+		t.Errorf("OK %v, %+v", r.OK, j)
+	}
+}
+
 func TestPipelineThatGitLabRefuses(t *testing.T) {
 	t.Parallel()
 	s := server(t)

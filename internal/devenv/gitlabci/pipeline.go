@@ -168,9 +168,11 @@ func (c *Checkout) run(ctx context.Context, p Pipeline, jobs ...string) (Result,
 		j.Log = ansi.ReplaceAllString(string(log), "")
 		r.Jobs = append(r.Jobs, j)
 	}
-	if !r.OK && !slices.ContainsFunc(r.Jobs, func(j Job) bool { return j.Status == Failed }) {
+	failed := slices.ContainsFunc(r.Jobs, func(j Job) bool { return j.Status == Failed })
+	if !r.OK && !failed {
 		return r, fmt.Errorf("gitlabci: the pipeline was refused: %s", strings.TrimSpace(r.Output))
 	}
+	r.OK = !failed // gitlab-ci-local's own code forgives every code where a job may end with some
 	config, err := os.ReadFile(filepath.Join(c.Dir, state, "expanded-gitlab-ci.yml"))
 	if err != nil {
 		return r, fmt.Errorf("gitlabci: the resolved configuration: %w", err)
