@@ -124,9 +124,22 @@ func head(ctx context.Context, environ []string, dir string) (sha, branch string
 		return "", "", nil
 	}
 	var out bytes.Buffer
-	err = child.Command{Path: "git", Args: []string{"rev-parse", "HEAD", "--symbolic-full-name", "HEAD"}, Dir: dir, Env: environ, Stdout: &out}.Run(ctx)
+	err = child.Command{
+		Path: "git",
+		// As stages lists the tree: the checkout may be another user's.
+		Args: []string{"-c", "safe.directory=*", "rev-parse", "HEAD", "--symbolic-full-name", "HEAD"},
+		Dir:  dir, Env: append(slices.Clone(environ), "LC_ALL=C"), Stdout: &out,
+	}.Run(ctx)
 	if err != nil {
-		return "", "", &usererr.Error{Code: usererr.CodeUsage, What: "read the git work tree", Err: err, Next: "make a first commit"}
+		e := &usererr.Error{Code: usererr.CodeUsage, What: "read the git work tree", Err: err, Next: "make git rev-parse HEAD work there"}
+		var exit *child.ExitError
+		if errors.As(err, &exit) && exit.Tail != "" {
+			e.Err = errors.New(exit.Tail)
+		}
+		if strings.Contains(e.Err.Error(), "ambiguous argument 'HEAD'") {
+			e.Err, e.Next = errors.New("it has no commit yet"), "make a first commit"
+		}
+		return "", "", e
 	}
 	// A detached HEAD is no branch, which is no error.
 	sha, ref, _ := strings.Cut(strings.TrimSpace(out.String()), "\n")

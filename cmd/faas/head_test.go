@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -29,10 +30,34 @@ func TestHead(t *testing.T) {
 	if _, _, err := head(t.Context(), environ, dir); usererr.Of(err).Next != "make a first commit" {
 		t.Errorf("no commit: %v", err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, ".git", "config"), []byte("[broken\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := head(t.Context(), environ, dir); err == nil || !strings.Contains(err.Error(), "bad config") || usererr.Of(err).Next == "make a first commit" {
+		t.Errorf("broken: %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, ".git", "config")); err != nil {
+		t.Fatal(err)
+	}
 	git("commit", "-q", "--allow-empty", "-m", "one")
 	want := git("rev-parse", "HEAD")
 	if sha, branch, err := head(t.Context(), environ, dir); sha != want || branch != "feature/x" || err != nil {
 		t.Errorf("on a branch: %q, %q, %v", sha, branch, err)
+	}
+	if os.Getuid() == 0 { // another user's checkout
+		for _, p := range []string{dir, filepath.Join(dir, ".git")} {
+			if err := os.Chown(p, 65534, 65534); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if sha, _, err := head(t.Context(), environ, dir); sha != want || err != nil {
+			t.Errorf("another user's: %q, %v", sha, err)
+		}
+		for _, p := range []string{dir, filepath.Join(dir, ".git")} {
+			if err := os.Chown(p, 0, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	git("checkout", "-q", "--detach")
 	if sha, branch, err := head(t.Context(), environ, dir); sha != want || branch != "" || err != nil {
