@@ -38,8 +38,9 @@ type tree struct {
 	// before the tmpfs covers a place that may lie below them.
 	rootCopy   int
 	bindCopies []int
-	fd         int   // of the new root
-	kept       []int // descriptors that paths go through, until the root is done
+	files      map[int]string // the binds' own, by their number
+	fd         int            // of the new root
+	kept       []int          // descriptors that paths go through, until the root is done
 }
 
 // keep returns a path for fd that is good until close.
@@ -96,6 +97,9 @@ func (o *order) makeRoot() error {
 	if err != nil {
 		return err
 	}
+	if err := t.writeFiles(staging + "/files"); err != nil {
+		return err
+	}
 	root, err := t.mountRoot(staging)
 	if err != nil {
 		return err
@@ -129,7 +133,7 @@ func (o *order) staging() (string, error) {
 	for _, p := range stagingPlaces {
 		last = unix.Mount("tmpfs", p, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, fmt.Sprintf("mode=755,size=%d", o.TmpfsBytes))
 		if last == nil {
-			for _, d := range []string{"root", "skeleton", "up", "work"} {
+			for _, d := range []string{"root", "skeleton", "up", "work", "files"} {
 				if err := unix.Mkdir(p+"/"+d, 0o755); err != nil {
 					return "", &stepError{op: "make folder", path: p + "/" + d, err: err}
 				}
@@ -237,9 +241,12 @@ func (o *order) fillSkeleton(dir string, opened map[string]string) error {
 	}
 	err = errors.Join(err, r.Chmod("tmp", 0o777|os.ModeSticky))
 	for _, b := range o.Binds {
+		if b.Inside != "" {
+			continue // nobody knows yet whether it is a folder
+		}
 		rel := strings.TrimPrefix(path.Clean(b.Target), "/")
-		dir := b.Source == ""
-		if !dir {
+		dir := b.Source == "" && b.File == nil
+		if b.Source != "" {
 			st, statErr := os.Stat(opened[b.Source])
 			if statErr != nil {
 				return &stepError{op: "bind", path: b.Source, err: statErr}
@@ -288,16 +295,56 @@ func (t *tree) fill() error {
 		}
 	}
 	for i, b := range t.o.Binds {
-		if err := t.bind(b, t.opened[b.Source], t.bindCopies[i]); err != nil {
+		source := t.opened[b.Source]
+		switch {
+		case b.File != nil:
+			b.ReadOnly, source = true, t.files[i]
+		case b.Inside != "":
+			fd, err := t.open(b.Inside)
+			if err != nil {
+				return &stepError{op: "bind", path: b.Inside, err: err}
+			}
+			b.Source, source = b.Inside, t.keep(fd)
+		}
+		if err := t.bind(b, source, t.bindCopies[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// writeFiles makes the binds' own files in dir, which is in memory.
+func (t *tree) writeFiles(dir string) error {
+	t.files = map[int]string{}
+	for i, b := range t.o.Binds {
+		if b.File == nil {
+			continue
+		}
+		p := fmt.Sprintf("%s/%d", dir, i)
+		f, err := os.OpenFile(p, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return &stepError{op: "write", path: b.Target, err: err}
+		}
+		_, err = f.Write(b.File.Data)
+		err = errors.Join(err, f.Chown(b.File.UID, b.File.GID), f.Chmod(b.File.Mode.Perm()), f.Close())
+		if err != nil {
+			return &stepError{op: "write", path: b.Target, err: err}
+		}
+		fd, err := unix.Open(p, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &stepError{op: "open", path: b.Target, err: err}
+		}
+		t.files[i] = t.keep(fd)
+	}
+	return nil
+}
+
 func (t *tree) bind(b Bind, source string, copied int) error {
-	if len(b.Lower) > 0 {
+	switch {
+	case len(b.Lower) > 0:
 		return t.bindLower(b)
+	case b.Memory > 0:
+		return t.bindMemory(b)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(source, &st); err != nil {
@@ -349,6 +396,17 @@ func (t *tree) bindLower(b Bind) error {
 	}
 	if err := unix.Mount("overlay", dst, "overlay", safe|unix.MS_RDONLY, options); err != nil {
 		return &stepError{op: opOverlay, path: b.Target, err: err}
+	}
+	return nil
+}
+
+func (t *tree) bindMemory(b Bind) error {
+	dst, err := t.point(b.Target, true)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", dst, "tmpfs", safe, fmt.Sprintf("mode=755,size=%d", b.Memory)); err != nil {
+		return &stepError{op: "mount tmpfs", path: b.Target, rights: true, err: err}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -51,7 +52,8 @@ var ErrForbidden = errors.New("sandbox: forbidden on this machine")
 // here, but overlay does not: use Spec.Root with a folder of one's own.
 var ErrNoOverlay = errors.New("sandbox: no overlay on this machine")
 
-// Bind shows a file or folder of the caller inside.
+// Bind shows a file or folder inside: the caller's Source, or one of those
+// that may stand instead of it.
 type Bind struct {
 	Source string // must exist
 	// Target is absolute, inside. Missing parents are made; a symbolic link in
@@ -61,6 +63,20 @@ type Bind struct {
 	// Lower, instead of Source, are folders shown laid over each other by
 	// overlay, top first, read-only.
 	Lower []string
+	// Inside, instead of Source, is a path in the new root as the binds before
+	// this one have made it; a symbolic link in it stays inside the root.
+	Inside string
+	// File, instead of Source, is a file of its own, read-only.
+	File *File
+	// Memory, instead of Source, is an empty folder of at most so many bytes.
+	Memory int64
+}
+
+// File is a file that is in memory and nowhere else.
+type File struct {
+	Data     []byte
+	Mode     fs.FileMode // permission bits
+	UID, GID int
 }
 
 // Spec is a sandbox and the command in it.
@@ -163,8 +179,17 @@ func (s *Spec) check() error {
 		if !path.IsAbs(b.Target) || path.Clean(b.Target) == "/" {
 			say("bind target %q is not an absolute path below /", b.Target)
 		}
-		if (b.Source == "") == (len(b.Lower) == 0) {
-			say("bind %q: exactly one of Source and Lower is needed", b.Target)
+		kinds := 0
+		for _, given := range []bool{b.Source != "", len(b.Lower) > 0, b.Inside != "", b.File != nil, b.Memory != 0} {
+			if given {
+				kinds++
+			}
+		}
+		if kinds != 1 {
+			say("bind %q: exactly one of Source, Lower, Inside, File and Memory is needed", b.Target)
+		}
+		if b.Memory < 0 || b.Inside != "" && !path.IsAbs(b.Inside) {
+			say("bind %q: Memory is negative, or Inside not absolute", b.Target)
 		}
 	}
 	for _, list := range [][]string{s.Argv, s.Env} {

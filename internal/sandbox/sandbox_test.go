@@ -575,3 +575,51 @@ func TestBindOfSeveralFolders(t *testing.T) {
 		}
 	})
 }
+
+// Files and folders that are in memory alone, and parts of earlier binds.
+func TestBindsOfItsOwn(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		const secret = "kuroko-in-memory-only"
+		image, changes := hostTools(t), t.TempDir()
+		for _, dir := range []string{"a", "b"} {
+			if err := os.MkdirAll(filepath.Join(image, "from", dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(image, "from/b/f"), []byte("of b"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("/from/b", filepath.Join(image, "from/a/link")); err != nil {
+			t.Fatal(err)
+		}
+		out, err := sh(t, sandbox.Spec{
+			Mode: m, Lower: []string{image}, Upper: changes, UID: 65532, GID: 65532,
+			Binds: []sandbox.Bind{
+				{Target: "/run/secrets/one", File: &sandbox.File{Data: []byte(secret), Mode: 0o400, UID: 65532, GID: 65532}},
+				{Target: "/run/secrets/empty", File: &sandbox.File{Mode: 0o444, UID: 65532, GID: 65532}},
+				{Target: "/memory", Memory: 1 << 20},
+				{Target: "/part", Inside: "/from/a/link", ReadOnly: true},
+			},
+		}, `cat /run/secrets/one; stat -c ' %a %u %s' /run/secrets/one /run/secrets/empty; cat /part/f
+			(echo x > /run/secrets/one) 2>/dev/null && echo wrote the secret
+			(echo x > /part/f) 2>/dev/null && echo wrote the part
+			grep -c ' /memory ' /proc/mounts; ls -A /memory | wc -l; true`)
+		want := secret + " 400 65532 21\n 444 65532 0\nof b1\n0\n"
+		if err != nil || out != want {
+			t.Errorf("got %q, %v; want %q", out, err, want)
+		}
+		err = filepath.WalkDir(changes, func(p string, d os.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			data, err := os.ReadFile(p)
+			if strings.Contains(string(data), secret) {
+				t.Errorf("%s holds the secret", p)
+			}
+			return err
+		})
+		if _, statErr := os.Lstat(filepath.Join(changes, "run")); err != nil || statErr == nil {
+			t.Errorf("mount points are among the changes: %v, %v", err, statErr)
+		}
+	})
+}
