@@ -30,8 +30,8 @@ type Engine interface {
 	Build(ctx context.Context, req Request) (Image, error)
 }
 
-// Request is everything an image is made of. It holds no credentials: those
-// belong to the engine.
+// Request is everything an image is made of. It holds no credentials and no
+// secrets: those belong to the engine.
 type Request struct {
 	// Name is the image's short name, unique in its project: "nodejs18".
 	Name string
@@ -59,6 +59,9 @@ type Request struct {
 	// Dockerfile, when set, replaces everything but Repository, Key and Code:
 	// an engine that executes Dockerfiles builds it with Code as its context.
 	Dockerfile *Dockerfile
+	// Secrets are names of what installers and instructions may use: the engine
+	// has the values. The names are part of keys, the values never are.
+	Secrets []string
 	// Made is what is known of the packages in a Base that instructions made.
 	Made *Made
 	// Origin is who had the image made and of what. When it is set, a new

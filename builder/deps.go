@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -169,6 +170,9 @@ func (e *Layers) pipPlan(d *Dependencies, lock []byte) (pip.Plan, error) {
 // depsKey is the key of a dependency layer: what is installed, for what base,
 // in which build image, how it is written.
 func (b *build) depsKey(parts ...string) string {
+	if len(b.req.Secrets) > 0 { // an installer may do more with them
+		parts = append(append(slices.Clone(parts), "secrets"), b.req.Secrets...)
+	}
 	return new(Keyer).Add(depsVersion, layer.Gzip.ID(), b.e.o.Platform.String(), b.req.Base.DigestStr(),
 		b.req.Dependencies.Build.DigestStr(), strings.Trim(b.req.Dependencies.Prefix, "/")).Add(parts...).Sum()
 }
@@ -307,8 +311,8 @@ const (
 func (b *build) offer(ctx context.Context, key string, info layer.Info) {
 	repo := b.cacheRepo()
 	own := repo.Name() == b.req.Repository.Name()
-	if b.e.o.Unprotected || !own && !b.e.o.CacheWrite {
-		return
+	if b.e.o.Unprotected || !own && (!b.e.o.CacheWrite || len(b.req.Secrets) > 0) {
+		return // what came by a project's secrets is not for other projects
 	}
 	if !own {
 		from := b.req.Repository

@@ -131,7 +131,7 @@ func (b *build) workshop(files map[string][]byte) (dir string, done func(), err 
 // its words.
 func (b *build) installer(ctx context.Context, c Command, same string) error {
 	log := &run.Tail{Max: 4 << 10}
-	c.Image, c.Stdout, c.Stderr = b.req.Dependencies.Build, log, log
+	c.Image, c.Stdout, c.Stderr, c.Secrets = b.req.Dependencies.Build, log, log, b.req.Secrets
 	ran, err := b.e.o.Install(ctx, c)
 	b.ran = ran
 	program := b.req.Dependencies.Kind
@@ -139,6 +139,18 @@ func (b *build) installer(ctx context.Context, c Command, same string) error {
 	if errors.As(err, &exit) {
 		return &InputError{What: "install the dependencies with " + program, Next: "read " + program + "'s own words above; run " + same + " to see them on your machine",
 			Err: fmt.Errorf("%w\n%s", exit, log)}
+	}
+	if err != nil || len(b.req.Secrets) == 0 {
+		return err
+	}
+	root, err := os.OpenRoot(c.Dir)
+	if err != nil {
+		return fmt.Errorf("builder: %w", err)
+	}
+	defer root.Close()
+	file, secret, err := b.e.Reveals(ctx, root.FS(), nil, b.req.Secrets)
+	if file != "" {
+		return Revealed("install the dependencies with "+program, file, secret)
 	}
 	return err
 }

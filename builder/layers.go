@@ -61,6 +61,9 @@ type Options struct {
 	// Authorize adds credentials to requests to the package registries and
 	// indexes; it is asked for their own hosts alone.
 	Authorize func(*http.Request)
+	// Secret is a secret of the job by name; [ErrNoSecret] in the chain when it
+	// has none. nil has none at all.
+	Secret func(name string) (Secret, error)
 	// TreeDir keeps unpacked build images, which commands run in; like CacheDir
 	// it is for jobs that trust each other. "" unpacks for each command.
 	TreeDir string

@@ -33,6 +33,9 @@ type Command struct {
 	Argv  []string
 	// Env comes on top of the image's own environment and [Options.Env].
 	Env []string
+	// Secrets are names for [Options.Secret]: each is a variable as the job has
+	// it, and in a sandbox also a file in [SecretDir].
+	Secrets []string
 	// Dir is the folder that it works in, and all of the caller's that it can
 	// write to. Inside it is [InsideDir], and a .git in it is empty.
 	Dir string
@@ -144,8 +147,12 @@ func (e *Layers) runHere(ctx context.Context, c Command, why string) (Ran, error
 	if err := errors.Join(os.Mkdir(tmp, 0o700), furnish(home, c.Home)); err != nil {
 		return ran, fmt.Errorf("builder: %w", err)
 	}
+	secrets, err := e.secretsHere(c.Secrets, home)
+	if err != nil {
+		return ran, err
+	}
 	return ran, run.Command{Path: program, Args: c.Argv[1:], Dir: c.Dir, Stdout: c.Stdout, Stderr: c.Stderr,
-		Env: merge([]string{"HOME=" + home, "TMPDIR=" + tmp}, env)}.Run(ctx)
+		Env: merge([]string{"HOME=" + home, "TMPDIR=" + tmp}, env, secrets)}.Run(ctx)
 }
 
 // machine is the part of the job's environment that holds in a build image. A
@@ -256,10 +263,14 @@ func (e *Layers) runInside(ctx context.Context, c Command, mode sandbox.Mode) (e
 			return err
 		}
 	}
+	secrets, files, err := e.secretsInside(c.Secrets, uid, gid)
+	if err != nil {
+		return err
+	}
 	spec := sandbox.Spec{
 		Mode: mode, UID: uid, GID: gid, Dir: InsideDir, Argv: c.Argv, Hostname: "build", Stdout: c.Stdout, Stderr: c.Stderr,
-		Env:   merge(image.config.Config.Env, e.machine(), []string{"HOME=" + at, "TMPDIR=/tmp"}, c.Env),
-		Binds: []sandbox.Bind{{Source: dir, Target: InsideDir}, {Source: home, Target: at}, {Source: tmp, Target: "/tmp"}},
+		Env:   merge(image.config.Config.Env, e.machine(), []string{"HOME=" + at, "TMPDIR=/tmp"}, c.Env, secrets),
+		Binds: append([]sandbox.Bind{{Source: dir, Target: InsideDir}, {Source: home, Target: at}, {Source: tmp, Target: "/tmp"}}, files...),
 	}
 	hidden, err := hideGit(dir, filepath.Join(scratch, "git"))
 	if err != nil {

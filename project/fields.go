@@ -416,8 +416,8 @@ func (f fieldsOf) plugins() *spec {
 }
 
 func (f fieldsOf) build() *spec {
-	names := list("a list of CI variable names", matching(`^[A-Za-z_][A-Za-z0-9_]*$`, "a variable's name", "NPM_TOKEN", 200))
-	names.unique = true
+	names := list("a list of CI variable names", buildSecret())
+	names.unique, names.max = true, 100
 	return object("a map of builder, base, install, command, output, …",
 		field{name: "builder", doc: "layer: code on a base image; dockerfile: your Dockerfile; none: a finished image. Default layer.", spec: enum("builder", "layer", "dockerfile", "none")},
 		field{name: "base", doc: "Base image; the platform's policy must allow it.", spec: f.base()},
@@ -427,8 +427,28 @@ func (f fieldsOf) build() *spec {
 		field{name: "dockerfile", doc: "Default Dockerfile.", spec: repoPath("a file")},
 		field{name: "image", doc: "The finished image of builder none.", spec: matching(`^[a-z0-9][-A-Za-z0-9_./:]*(@sha256:[0-9a-f]{64})?$`, "an image", "registry.example/team/app@sha256:…", 500)},
 		field{name: "env", doc: "Variables of the build commands.", spec: f.environment()},
-		field{name: "secrets", doc: "CI variables that only the build commands see.", spec: names},
+		field{name: "secrets", doc: "CI variables that only install, command and RUN --mount=type=secret see; also files in /run/secrets.", spec: names},
 	)
+}
+
+// ownSecrets are variables that no command of a repository gets: GitLab's and
+// the platform's, the job's credentials, and what decides how programs start.
+var ownSecrets = `^(CI$|CI_|GITLAB_|FAAS_|(KUBECONFIG|DOCKER_AUTH_CONFIG|DOCKER_CONFIG|NETRC|PATH|HOME|TMPDIR|LD_PRELOAD|LD_LIBRARY_PATH)$)`
+
+var ownSecret = regexp.MustCompile(ownSecrets)
+
+func buildSecret() *spec {
+	s := matching(`^[A-Za-z_][A-Za-z0-9_]*$`, "a variable's name", "NPM_TOKEN", 200)
+	form := s.scalar
+	s.scalar = func(t string) (string, fault) {
+		c, p := form(t)
+		if p.why == "" && ownSecret.MatchString(t) {
+			return "", fault{CodeName, t + " is the job's own, and no command of a repository gets it", "put a token that is for this purpose alone into a variable of another name"}
+		}
+		return c, p
+	}
+	s.json["not"] = map[string]any{"pattern": ownSecrets}
+	return s
 }
 
 func (f fieldsOf) base() *spec {

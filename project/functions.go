@@ -306,6 +306,11 @@ func (m *maker) build(f *function) {
 			m.tellMerged(n, join("build", key), "builder "+f.Build.Builder+" does not use it")
 		}
 	}
+	for _, n := range f.Build.Secrets {
+		if _, twice := f.Build.Env[n]; twice {
+			m.refuse(b.get("secrets"), "build.secrets", CodeConflict, n+" is also in build.env", "keep one of them")
+		}
+	}
 	switch f.Build.Builder {
 	case "none":
 		if b.get("image") == nil {

@@ -283,7 +283,8 @@ type Build struct {
 	Dockerfile string            `json:"dockerfile,omitempty"`
 	Image      string            `json:"image,omitempty"`
 	Env        map[string]string `json:"env,omitempty"`
-	// Secrets are names of CI variables that only the build commands see.
+	// Secrets are names of CI variables that only installers, the command, and
+	// instructions that mount them see.
 	Secrets []string `json:"secrets,omitempty"`
 }
 

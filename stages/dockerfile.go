@@ -41,7 +41,7 @@ var _ builder.Engine = onTop{}
 func (e onTop) Build(ctx context.Context, req builder.Request) (builder.Image, error) {
 	built, err := e.instructions.Build(ctx, builder.Request{
 		Name: req.Name, Key: req.Key, Repository: req.Repository, Code: req.Code, Dockerfile: req.Dockerfile,
-		Origin: req.Origin,
+		Origin: req.Origin, Secrets: req.Secrets,
 	})
 	if err != nil {
 		return built, err

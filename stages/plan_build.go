@@ -414,6 +414,9 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 		slices.Sort(env)
 		list = append(list, Input{"build command", sumOf(append([]string{b.Install, b.Command, b.Output}, env...)...)})
 	}
+	if len(b.Secrets) > 0 { // their names alone: another value is no other input
+		list = append(list, Input{"build secrets", sumOf(b.Secrets...)})
+	}
 	if b.Builder != "" && b.Builder != "layer" {
 		list = append(list, Input{"builder", sumOf(b.Builder, b.Dockerfile, b.Image)})
 	}

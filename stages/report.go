@@ -9,6 +9,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 )
 
@@ -107,12 +108,12 @@ func newReport(job ci.Job, runner string, started time.Time) Report {
 
 // finish says how the job ended and writes the file. It needs no context: a
 // report is due also when the job's has ended.
-func (r Report) finish(ctx context.Context, dir string, took time.Duration, err error) (Report, error) {
+func (r Report) finish(ctx context.Context, dir string, took time.Duration, err error, secrets *redact.Redactor) (Report, error) {
 	r.Seconds = took.Seconds()
 	r.Outcome = "ok"
 	if err != nil {
 		err = Explain(ctx, err)
-		r.Outcome, r.Exit, r.Error = "failed", usererr.Exit(err), reportError(err)
+		r.Outcome, r.Exit, r.Error = "failed", usererr.Exit(err), reportError(err, secrets)
 		if usererr.ClassOf(err) == usererr.Cancelled {
 			r.Outcome = "cancelled"
 		}
@@ -136,10 +137,12 @@ func (r Report) finish(ctx context.Context, dir string, took time.Duration, err 
 // ReportFailure is the report of a job that ended before its first stage: no
 // bundle could be chosen, or its runner not be started.
 func ReportFailure(ctx context.Context, job ci.Job, runner string, started time.Time, err error) (Report, error) {
-	return newReport(job, runner, started).finish(ctx, job.Dir, time.Since(started), err)
+	return newReport(job, runner, started).finish(ctx, job.Dir, time.Since(started), err, nil)
 }
 
-func reportError(err error) *ReportError {
+// reportError keeps what a command printed last, which may be a secret, as the
+// log has it.
+func reportError(err error, secrets *redact.Redactor) *ReportError {
 	e := usererr.Of(err)
 	r := &ReportError{Code: string(e.Code), What: e.Title(), Who: usererr.ClassOf(err).Who()}
 	for _, p := range e.Problems {
@@ -147,6 +150,9 @@ func reportError(err error) *ReportError {
 	}
 	if len(r.Why) == 0 && e.Err != nil {
 		r.Why = []string{e.Err.Error()}
+	}
+	for i, why := range r.Why {
+		r.Why[i] = secrets.String(why)
 	}
 	return r
 }

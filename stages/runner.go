@@ -17,6 +17,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/project"
@@ -33,6 +34,9 @@ type Runner struct {
 	// Environ is the job's environment, from which scripts and user commands
 	// get the few variables they may see.
 	Environ []string
+	// Secrets masks what is written; it is told about more of them as files that
+	// name secrets are read. nil masks nothing.
+	Secrets *redact.Redactor
 	// Place says where the service lives without faas.yml; the zero value
 	// leaves it to faas.yml. Only what looks at or ends releases reads it.
 	Place project.Place
@@ -82,7 +86,7 @@ func (r *Runner) Run(ctx context.Context, names []string) (Report, error) {
 		s.tree.Close()
 	}
 	rep.Result = s.result
-	return rep.finish(ctx, r.Job.Dir, r.World.Now().Sub(started), err)
+	return rep.finish(ctx, r.Job.Dir, r.World.Now().Sub(started), err, r.Secrets)
 }
 
 func (r *Runner) run(ctx context.Context, s *state, names []string, rep *Report) error {
@@ -181,7 +185,7 @@ func (r *Runner) step(ctx context.Context, s *state, d Definition, i int, st Ste
 	res.Seconds = r.World.Now().Sub(start).Seconds()
 	res.Sandbox, res.BuildImage = s.ran.Sandbox, s.ran.Image
 	if err != nil {
-		res.err, res.Outcome, res.Why = err, "failed", Explain(ctx, err).Error()
+		res.err, res.Outcome, res.Why = err, "failed", s.Secrets.String(Explain(ctx, err).Error())
 		var exit *run.ExitError
 		if errors.As(err, &exit) {
 			res.Exit = exit.Code

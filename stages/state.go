@@ -48,6 +48,10 @@ type World struct {
 	Shell func(kind, command string) (line string, home map[string][]byte)
 	// Run runs a command of the repository in a build image.
 	Run func(ctx context.Context, c builder.Command) (builder.Ran, error)
+	// Secret is a secret of the job, for builds that name it; the engines have
+	// the same. Reveals looks for secrets in files.
+	Secret  func(name string) (builder.Secret, error)
+	Reveals func(ctx context.Context, fsys fs.FS, paths, names []string) (file, name string, err error)
 	// Target opens the deploy target of a site.
 	Target func(ctx context.Context, s bundle.Site) (Target, error)
 	// NPMRegistry finds the package registry that lock files are resolved

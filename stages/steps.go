@@ -50,6 +50,9 @@ func readProject(ctx context.Context, s *state) (string, error) {
 	if len(taken) > 0 {
 		return "", reservedError(taken)
 	}
+	if err := s.hideSecrets(p); err != nil {
+		return "", err
+	}
 	if err := checkGraph(p, s.variable("FAAS_GRAPH")); err != nil {
 		return "", err
 	}
@@ -323,7 +326,7 @@ func runTests(ctx context.Context, s *state) (string, error) {
 	if err := s.installDependencies(ctx, p); err != nil {
 		return "", err
 	}
-	if err := s.command(ctx, p, "", p.Test.Command); err != nil {
+	if err := s.command(ctx, p, "", p.Test.Command, nil); err != nil {
 		return "", commandFailed(usererr.CodeTestFailed, "test.command", err)
 	}
 	return "", nil
@@ -342,7 +345,7 @@ func runBuildCommand(ctx context.Context, s *state) (string, error) {
 	if err := s.installDependencies(ctx, p); err != nil {
 		return "", err
 	}
-	if err := s.command(ctx, p, "", p.Build.Command); err != nil {
+	if err := s.command(ctx, p, "", p.Build.Command, p.Build.Secrets); err != nil {
 		return "", commandFailed(usererr.CodeBuildInput, "build.command", err)
 	}
 	if err := checkHandlers(p, s.Job.Dir, func(string) bool { return true }); err != nil {
@@ -368,7 +371,7 @@ func (s *state) installDependencies(ctx context.Context, p *project.Project) err
 		line, same = "npm ci --no-audit --no-fund --loglevel=error", "npm ci"
 	}
 	s.Log.Printf("install dependencies: %s", same)
-	if err := s.command(ctx, p, "node", line); err != nil {
+	if err := s.command(ctx, p, "node", line, p.Build.Secrets); err != nil {
 		return commandFailed(usererr.CodeBuildInput, same, err)
 	}
 	return nil
@@ -387,9 +390,14 @@ func (s *state) nodeKind(p *project.Project) string {
 }
 
 // command runs a shell command of the repository in the build image of a
-// language's runtime, "" for the project's. It sees build.env, and nothing of
-// the job: no token, no FAAS_*, no CI_*.
-func (s *state) command(ctx context.Context, p *project.Project, language, line string) error {
+// language's runtime, "" for the project's. It sees build.env, the secrets of
+// those names, and nothing else of the job: no token, no FAAS_*, no CI_*.
+func (s *state) command(ctx context.Context, p *project.Project, language, line string, secrets []string) error {
+	if len(secrets) > 0 { // an earlier job may have read faas.yml
+		if err := s.hideSecrets(p); err != nil {
+			return err
+		}
+	}
 	image, err := s.buildImage(ctx, commandRuntime(p, language))
 	if err != nil {
 		return err
@@ -414,7 +422,7 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 	out := &lineWriter{log: s.Log}
 	defer out.flush()
 	ran, err := s.World.Run(ctx, builder.Command{
-		Image: image, Argv: []string{"/bin/sh", "-c", line}, Env: vars, Dir: s.Job.Dir, Home: home, Stdout: out, Stderr: out,
+		Image: image, Argv: []string{"/bin/sh", "-c", line}, Env: vars, Secrets: secrets, Dir: s.Job.Dir, Home: home, Stdout: out, Stderr: out,
 		Notice: func(text string) { s.Log.Printf("%s", text) },
 	})
 	if ran.Sandbox != "" {
@@ -534,6 +542,12 @@ func buildImages(ctx context.Context, s *state) (string, error) {
 	}
 	p, err := s.project(ctx)
 	if err != nil {
+		return "", err
+	}
+	if err := s.hideSecrets(p); err != nil {
+		return "", err
+	}
+	if err := s.checkRevealed(ctx, p, plan); err != nil {
 		return "", err
 	}
 	built := 0

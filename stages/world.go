@@ -37,7 +37,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	options := builder.Options{
 		Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm"), PipCache: below(cache, "pip"),
 		Authorize: netrc(getenv("NETRC")), Progress: newMeter(log, time.Now).show,
-		TreeDir: treeDir(getenv), Env: commandEnv(getenv),
+		TreeDir: treeDir(getenv), Env: commandEnv(getenv), Secret: jobSecret(getenv),
 		// On a developer's machine the ref says nothing.
 		Unprotected: job.ID != 0 && !job.Protected,
 	}
@@ -51,6 +51,8 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	w := World{
 		Engines: map[string]builder.Engine{EngineLayer: layers},
 		Exists:  layers.Find,
+		Secret:  options.Secret,
+		Reveals: layers.Reveals,
 		Run:     layers.Run, Installs: layers.Installs, Relay: layers.Relay, Shell: layers.Shell,
 		Inspect: layers.Inspect, Rebase: layers.Rebase, Verify: layers.Verify,
 		Target: func(ctx context.Context, s bundle.Site) (Target, error) {

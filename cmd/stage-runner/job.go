@@ -14,6 +14,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/stages"
 )
@@ -22,6 +23,8 @@ import (
 type job struct {
 	environ, args  []string
 	stdout, stderr io.Writer
+	// secrets masks what passes to both.
+	secrets *redact.Redactor
 	// docs receives the bundle's base URL of help pages, for error messages.
 	docs *string
 }
@@ -70,7 +73,7 @@ func (j job) run(ctx context.Context, names []string) error {
 	if err != nil {
 		return j.report(stages.ReportFailure(ctx, facts, version, started, err))
 	}
-	r := stages.Runner{Job: facts, Log: log, Bundle: b, World: w, Version: version, Environ: j.environ}
+	r := stages.Runner{Job: facts, Log: log, Bundle: b, World: w, Version: version, Environ: j.environ, Secrets: j.secrets}
 	return j.report(r.Run(ctx, names))
 }
 

@@ -53,7 +53,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 					if err != nil {
 						return err
 					}
-					j := job{environ: environ, args: args, stdout: out, stderr: log, docs: &docs}
+					j := job{environ: environ, args: args, stdout: out, stderr: log, secrets: secrets, docs: &docs}
 					return j.run(c.Context, names)
 				},
 			},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
+	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/stages"
 )
 
@@ -70,11 +71,14 @@ func try(ctx context.Context, dir, sandbox string, stdout, stderr io.Writer) (er
 		return stages.Explain(ctx, err)
 	}
 	defer b.Close()
-	world, err := stages.Connect(getenv, ci.Job{}, stderr)
+	secrets := new(redact.Redactor)
+	log := secrets.Writer(stderr)
+	defer log.Close()
+	world, err := stages.Connect(getenv, ci.Job{}, log)
 	if err != nil {
 		return err
 	}
-	r := stages.Runner{Job: job, Log: ci.Log{W: stderr, Now: time.Now}, Bundle: b, World: world, Version: "dev", Environ: environ}
+	r := stages.Runner{Job: job, Log: ci.Log{W: log, Now: time.Now}, Bundle: b, World: world, Version: "dev", Environ: environ, Secrets: secrets}
 	rep, err := r.Run(ctx, []string{"prepare", "test", "build", "deploy", "promote"})
 	if err != nil {
 		return err

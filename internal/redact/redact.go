@@ -5,9 +5,12 @@
 package redact
 
 import (
+	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"io"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -20,9 +23,16 @@ const Mask = "[MASKED]"
 // would make every log unreadable and protect nothing.
 const minLength = 6
 
-// Redactor replaces a fixed set of secrets. The zero value replaces nothing.
-// It is safe for concurrent use.
+// Redactor replaces secrets. The zero value replaces nothing until some are
+// added. It is safe for concurrent use.
 type Redactor struct {
+	mu    sync.RWMutex
+	words words
+}
+
+// words is a set of secrets in all their forms.
+type words struct {
+	values   []string
 	replacer *strings.Replacer
 	longest  int
 	needles  []string
@@ -30,8 +40,39 @@ type Redactor struct {
 
 // New returns a Redactor for the values, each also as base64 (standard and
 // URL alphabet) at any of the three alignments it can have inside a longer
-// encoded text. Values shorter than 6 bytes are left alone.
+// encoded text, and as JSON writes it. Values shorter than 6 bytes are left
+// alone.
 func New(values ...string) *Redactor {
+	r := &Redactor{}
+	r.Add(values...)
+	return r
+}
+
+// Add has the Redactor replace more values, also where its writers have been
+// handed out already: which variables are secret may stand in a file that is
+// read later. What was written before stays.
+func (r *Redactor) Add(values ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Clone(r.words.values)
+	for _, v := range values {
+		if !slices.Contains(all, v) {
+			all = append(all, v)
+		}
+	}
+	r.words = wordsOf(all)
+}
+
+func (r *Redactor) now() words {
+	if r == nil {
+		return words{}
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.words
+}
+
+func wordsOf(values []string) words {
 	set := map[string]bool{}
 	for _, v := range values {
 		for _, line := range append(strings.Split(v, "\n"), v) {
@@ -43,26 +84,29 @@ func New(values ...string) *Redactor {
 			for _, enc := range encoded(line) {
 				set[enc] = true
 			}
+			if quoted, err := json.Marshal(line); err == nil {
+				set[string(quoted[1:len(quoted)-1])] = true
+			}
 		}
 	}
-	r := &Redactor{}
+	w := words{values: values}
 	for n := range set {
-		r.needles = append(r.needles, n)
-		r.longest = max(r.longest, len(n))
+		w.needles = append(w.needles, n)
+		w.longest = max(w.longest, len(n))
 	}
 	// Longest first, so that a secret inside another does not split it.
-	sort.Slice(r.needles, func(i, j int) bool {
-		if len(r.needles[i]) != len(r.needles[j]) {
-			return len(r.needles[i]) > len(r.needles[j])
+	sort.Slice(w.needles, func(i, j int) bool {
+		if len(w.needles[i]) != len(w.needles[j]) {
+			return len(w.needles[i]) > len(w.needles[j])
 		}
-		return r.needles[i] < r.needles[j]
+		return w.needles[i] < w.needles[j]
 	})
-	pairs := make([]string, 0, 2*len(r.needles))
-	for _, n := range r.needles {
+	pairs := make([]string, 0, 2*len(w.needles))
+	for _, n := range w.needles {
 		pairs = append(pairs, n, Mask)
 	}
-	r.replacer = strings.NewReplacer(pairs...)
-	return r
+	w.replacer = strings.NewReplacer(pairs...)
+	return w
 }
 
 // encoded returns the parts of base64 texts that depend on v alone, for v at
@@ -86,11 +130,50 @@ func encoded(v string) []string {
 }
 
 // String returns s with every secret replaced.
-func (r *Redactor) String(s string) string {
-	if r == nil || r.replacer == nil {
+func (r *Redactor) String(s string) string { return r.now().replace(s) }
+
+func (w words) replace(s string) string {
+	if w.replacer == nil {
 		return s
 	}
-	return r.replacer.Replace(s)
+	return w.replacer.Replace(s)
+}
+
+// Find returns the number of the first value that a reader's text holds as it
+// is; -1 for none. Of values that are too short to be secrets, and of white
+// space around them, nothing is looked for.
+func Find(r io.Reader, values []string) (int, error) {
+	longest := 0
+	var needles [][]byte
+	for _, v := range values {
+		n := bytes.TrimSpace([]byte(v))
+		if len(n) < minLength {
+			n = nil
+		}
+		needles = append(needles, n)
+		longest = max(longest, len(n))
+	}
+	if longest == 0 {
+		return -1, nil
+	}
+	buf := make([]byte, 64<<10+longest)
+	kept := 0
+	for {
+		n, err := r.Read(buf[kept:])
+		text := buf[:kept+n]
+		for i, needle := range needles {
+			if needle != nil && bytes.Contains(text, needle) {
+				return i, nil
+			}
+		}
+		if err == io.EOF {
+			return -1, nil
+		}
+		if err != nil {
+			return -1, err
+		}
+		kept = copy(buf, text[max(0, len(text)-longest+1):])
+	}
 }
 
 // Writer returns a writer that redacts what passes through to w. It holds
@@ -109,8 +192,9 @@ type Writer struct {
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := w.r.String(w.rest + string(p))
-	keep := w.r.openEnd(s)
+	words := w.r.now()
+	s := words.replace(w.rest + string(p))
+	keep := words.openEnd(s)
 	w.rest = s[len(s)-keep:]
 	if _, err := io.WriteString(w.w, s[:len(s)-keep]); err != nil {
 		return 0, err
@@ -138,13 +222,10 @@ func (w *Writer) Close() error {
 }
 
 // openEnd is how many bytes at the end of s could begin a secret.
-func (r *Redactor) openEnd(s string) int {
-	if r == nil {
-		return 0
-	}
-	for n := min(r.longest-1, len(s)); n > 0; n-- {
+func (w words) openEnd(s string) int {
+	for n := min(w.longest-1, len(s)); n > 0; n-- {
 		end := s[len(s)-n:]
-		for _, needle := range r.needles {
+		for _, needle := range w.needles {
 			if len(needle) > n && strings.HasPrefix(needle, end) {
 				return n
 			}

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 func TestSecretIsFoundPlainAndEncoded(t *testing.T) {
@@ -94,4 +96,35 @@ func FuzzWriter(f *testing.F) {
 			t.Errorf("leaked in %q", out.String())
 		}
 	})
+}
+
+func TestSecretsThatComeLater(t *testing.T) {
+	var out bytes.Buffer
+	r := New("first-secret")
+	w := r.Writer(&out)
+	r.Add("second \"secret\"", "line one of a file\nline two of a file\n")
+	fmt.Fprint(w, `first-secret, second "secret", {"a": "second \"secret\""}, line two of a `)
+	fmt.Fprint(w, "file")
+	w.Close()
+	if got, want := out.String(), `[MASKED], [MASKED], {"a": "[MASKED]"}, [MASKED]`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestFind(t *testing.T) {
+	long := strings.Repeat("x", 64<<10)
+	values := []string{"short", "the-secret\n", "another-secret"}
+	for text, want := range map[string]int{
+		"": -1, "short": -1, "the-secre": -1, "a the-secret b": 1,
+		long[:64<<10-4] + "another-secret": 2, long + "another-secret" + long: 2, long + "another-secre" + long: -1,
+	} {
+		for _, r := range []io.Reader{strings.NewReader(text), iotest.OneByteReader(strings.NewReader(text))} {
+			if got, err := Find(r, values); got != want || err != nil {
+				t.Errorf("%.20q of %d bytes: %d, %v; want %d", text, len(text), got, err, want)
+			}
+		}
+	}
+	if _, err := Find(iotest.ErrReader(io.ErrUnexpectedEOF), values); err == nil {
+		t.Error("an error passed")
+	}
 }
