@@ -176,6 +176,29 @@ func (e *Layers) find(ctx context.Context, s *registry.Session, repo name.Reposi
 	return repo.Digest(d.Digest.String()), true, nil
 }
 
+// FindMade looks for the image that a command of the repository led to, by the
+// key of everything that the command reads and of what the image has besides:
+// one request.
+func (e *Layers) FindMade(ctx context.Context, repo name.Repository, key string) (name.Digest, bool, error) {
+	d, err := e.reg.Session().Head(ctx, keyTag(repo, "c-", key), true)
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return name.Digest{}, false, nil
+	case err != nil:
+		return name.Digest{}, false, explain("look for the image in "+repo.Name(), err)
+	}
+	return repo.Digest(d.Digest.String()), true, nil
+}
+
+// MarkMade lets [Layers.FindMade] find an image, which has been pushed and
+// tagged by its own key.
+func (e *Layers) MarkMade(ctx context.Context, image name.Digest, key string) error {
+	if err := e.reg.Session().Tag(ctx, image, keyTag(image.Context(), "c-", key)); err != nil {
+		return explain("tag the image in "+image.Context().Name(), err)
+	}
+	return nil
+}
+
 // Build implements [Engine].
 func (e *Layers) Build(ctx context.Context, req Request) (Image, error) {
 	if err := req.check(); err != nil {
