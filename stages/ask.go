@@ -101,7 +101,7 @@ func (s *state) plans(ctx context.Context, ask Ask, p *project.Project) (Plans, 
 	if err != nil {
 		plans.Notes = append(plans.Notes, fmt.Sprintf("which images exist is not known: %v", err))
 	}
-	if p.Build.Command != "" {
+	if p.Build.Command != "" && !build.CommandSkipped {
 		plans.Notes = append(plans.Notes, "planned with the files that are here; a pipeline plans again after build.command")
 	}
 	images := map[string]name.Digest{}

@@ -29,6 +29,9 @@ type BuildPlan struct {
 	// Repository is where the images go; an image's is Repository/Name.
 	Repository string         `json:"repository"`
 	Images     []PlannedImage `json:"images"`
+	// CommandSkipped: nothing that build.command reads has changed since the
+	// images were made, so that it does not run.
+	CommandSkipped bool `json:"commandSkipped,omitempty"`
 	// Shared are the files that every image's code layer has, sorted; an
 	// image's Files are its own beside them.
 	Shared []string `json:"shared"`
@@ -46,8 +49,13 @@ type PlannedImage struct {
 	Runtime string   `json:"runtime"`
 	Units   []string `json:"units"`
 	// Key is the input key: everything that decides the image's content.
+	// Where build.command need not run, it is the CommandKey, and the inputs are
+	// those before it.
 	Key    string  `json:"key"`
 	Inputs []Input `json:"inputs"`
+	// CommandKey is everything that decides the image before build.command has
+	// run; empty without one, or where what it reads is not known.
+	CommandKey string `json:"commandKey,omitempty"`
 	// Versions are what people call inputs, by name, where they have one. They
 	// are no part of the key.
 	Versions map[string]string `json:"versions,omitempty"`
@@ -108,6 +116,9 @@ type BuildInput struct {
 	Files []File
 	// Sets are the project's of Files; nil sorts them.
 	Sets *project.FileSets
+	// Reads is the sum of what build.command can read; empty where there is
+	// nothing to go by.
+	Reads string
 	// Layout names our own layer format and compressor, so that a change of
 	// either makes new keys.
 	Layout string
@@ -168,6 +179,9 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		img.Inputs = inputs(u, rt, img, code, sources, commandBuild, in.Layout)
 		img.Versions = rt.Versions
 		img.Key = keyOf(img.Inputs)
+		if in.Reads != "" && img.Engine != EngineImage {
+			img.CommandKey = commandKey(in.Reads, in.Project, img)
+		}
 		if g, ok := groups[img.Key]; ok {
 			g.Units = append(g.Units, u.Name)
 			continue
@@ -232,14 +246,20 @@ func (p BuildPlan) reuse(exists func(image, key string) string) BuildPlan {
 			img.Action, img.Why, img.Digest = "reuse", "an image with the same inputs exists", d
 		}
 	}
-	p.Notes = nil
+	p.Notes = p.advice()
+	return p
+}
+
+// advice is what there is to say about the plan as it is.
+func (p BuildPlan) advice() []string {
+	var notes []string
 	for _, dir := range p.orphans {
-		p.Notes = append(p.Notes, fmt.Sprintf("%s is no function's source any more, so its files are shared by all units: remove them, or leave them out with package.exclude", dir))
+		notes = append(notes, fmt.Sprintf("%s is no function's source any more, so its files are shared by all units: remove them, or leave them out with package.exclude", dir))
 	}
 	if p.oneCode && slices.ContainsFunc(p.Images, rebuildsForCode) {
-		p.Notes = append(p.Notes, "all units share all code: declare functions.<fn>.source to separate them")
+		notes = append(notes, "all units share all code: declare functions.<fn>.source to separate them")
 	}
-	return p
+	return notes
 }
 
 // rebuildsForCode reports whether the image is built for its code, among
@@ -296,7 +316,9 @@ func codeOf(p *project.Project, files []File, sets *project.FileSets) code {
 	}
 	c.shared = sum(c.sets.Shared)
 	for dir, files := range c.sets.Own {
-		if len(files) > 0 {
+		// What build.command is yet to make will be there: the units that have it
+		// are others than those without it already now.
+		if len(files) > 0 || p.Build.Output != "" && within(dir, p.Build.Output) {
 			c.own[dir] = sum(files)
 		}
 	}

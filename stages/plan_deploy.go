@@ -151,12 +151,17 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 		if !ok || !built && !in.Unbuilt {
 			return DeployPlan{}, fmt.Errorf("unit %s has no image: the build plan is another project's or environment's", u.Name)
 		}
-		spec, err := specOf(u, img.Key, ref, state.Versions)
+		key, inputs := img.Key, img.record()
+		if l, ok := live[u.ServiceName]; ok && in.Build.CommandSkipped && l.Spec.Image == ref {
+			// They were not looked at again, and the image says that they are equal.
+			key, inputs = l.Spec.Key, l.Inputs
+		}
+		spec, err := specOf(u, key, ref, state.Versions)
 		if err != nil {
 			return DeployPlan{}, err
 		}
 		plan.Deploy.Units = append(plan.Deploy.Units, spec)
-		plan.Deploy.Inputs[u.ServiceName] = img.record()
+		plan.Deploy.Inputs[u.ServiceName] = inputs
 		for _, f := range u.Functions {
 			for _, r := range f.Routes {
 				plan.Routes = append(plan.Routes, PlannedRoute{f.Name, u.Name, r.Path, r.Methods})

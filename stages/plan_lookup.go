@@ -18,9 +18,17 @@ import (
 // asked for one before: its stack has grown already.
 const lookups = 8
 
+// lookUp finds an image in its repository.
+type lookUp func(ctx context.Context, repo name.Repository, img PlannedImage) (name.Digest, bool, error)
+
+// byKey is the lookUp by the image's input key.
+func (s *state) byKey(ctx context.Context, repo name.Repository, img PlannedImage) (name.Digest, bool, error) {
+	return s.World.Exists(ctx, repo, img.Key)
+}
+
 // existing asks the registry for the plan's images, and returns the digests of
 // those that are there by name. With an error the answer is incomplete.
-func (s *state) existing(ctx context.Context, plan BuildPlan) (map[string]string, error) {
+func existing(ctx context.Context, plan BuildPlan, look lookUp) (map[string]string, error) {
 	found := map[string]string{}
 	var mu sync.Mutex
 	var errs []error
@@ -29,7 +37,7 @@ func (s *state) existing(ctx context.Context, plan BuildPlan) (map[string]string
 	for range min(lookups, len(plan.Images)) {
 		group.Go(func() {
 			for img := range images {
-				digest, err := s.lookUp(ctx, plan.Repository+"/"+img.Name, img)
+				digest, err := look.digest(ctx, plan.Repository+"/"+img.Name, img)
 				mu.Lock()
 				if err != nil {
 					errs = append(errs, err)
@@ -57,14 +65,13 @@ func (s *state) existing(ctx context.Context, plan BuildPlan) (map[string]string
 	return found, errors.Join(errs...)
 }
 
-// lookUp is the digest of the image in the repository; empty when it is not
-// there.
-func (s *state) lookUp(ctx context.Context, repository string, img PlannedImage) (string, error) {
+// digest is the image's in the repository; empty when it is not there.
+func (look lookUp) digest(ctx context.Context, repository string, img PlannedImage) (string, error) {
 	repo, err := name.NewRepository(repository)
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", img.Name, err)
 	}
-	ref, ok, err := s.World.Exists(ctx, repo, img.Key)
+	ref, ok, err := look(ctx, repo, img)
 	if err != nil || !ok {
 		return "", err
 	}

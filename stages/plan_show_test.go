@@ -67,6 +67,7 @@ func asker(t *testing.T, environment string, files map[string]string) *Runner {
 	r.World.Exists = func(context.Context, name.Repository, string) (name.Digest, bool, error) {
 		return name.Digest{}, false, nil
 	}
+	r.World.FindMade = r.World.Exists
 	r.World.Target = func(context.Context, bundle.Site) (Target, error) { return Target{}, errors.New("no credentials here") }
 	return r
 }

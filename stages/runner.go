@@ -201,6 +201,7 @@ func (r *Runner) script(ctx context.Context, s *state, stage string, words []str
 	if err != nil {
 		return err
 	}
+	s.reads = nil // it may make what build.command reads
 	digests := s.digestDir()
 	if err := os.MkdirAll(digests, 0o755); err != nil {
 		return err

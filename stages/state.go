@@ -33,6 +33,10 @@ type World struct {
 	Engines map[string]builder.Engine
 	// Exists looks an image up by its input key.
 	Exists func(ctx context.Context, repo name.Repository, key string) (name.Digest, bool, error)
+	// FindMade and MarkMade are the same by what the project's build command
+	// reads.
+	FindMade func(ctx context.Context, repo name.Repository, key string) (name.Digest, bool, error)
+	MarkMade func(ctx context.Context, image name.Digest, key string) error
 	// Inspect, Rebase and Verify are the layer engine's, for programs.
 	Inspect InspectFunc
 	Rebase  func(ctx context.Context, r builder.Rebase) (builder.Image, error)
@@ -95,7 +99,9 @@ type state struct {
 	awaiting, released string
 	// commandRan: build.command has made what it makes.
 	commandRan bool
-	ran        builder.Ran // where the step's commands of the repository ran
+	// reads is what build.command can read; nil where nobody has looked.
+	reads *reads
+	ran   builder.Ran // where the step's commands of the repository ran
 }
 
 // now is the time by the job's clock; the zero time where it has none.

@@ -209,6 +209,16 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		return BuildPlan{}, err
 	}
 	in.Live = s.live
+	if p.Build.Command != "" && !s.commandRan {
+		read, err := s.commandReads(ctx, p, files)
+		if err != nil {
+			return BuildPlan{}, err
+		}
+		s.reads = &read
+	}
+	if s.reads != nil {
+		in.Reads = s.reads.sum
+	}
 	plan, err := PlanBuild(in)
 	if err != nil {
 		return BuildPlan{}, err
@@ -216,7 +226,12 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	if err := s.readDockerfiles(ctx, p, &plan); err != nil {
 		return BuildPlan{}, err
 	}
-	found, err := s.existing(ctx, plan)
+	if !s.commandRan && in.Reads != "" {
+		if found := s.unchanged(ctx, plan); found != nil {
+			return plan.withoutCommand(found), nil
+		}
+	}
+	found, err := existing(ctx, plan, s.byKey)
 	return plan.reuse(func(image, _ string) string { return found[image] }), err
 }
 
@@ -333,7 +348,8 @@ func runTests(ctx context.Context, s *state) (string, error) {
 }
 
 // runBuildCommand runs the project's own build, then looks for the handlers
-// that were to come out of it.
+// that were to come out of it. It need not run when every image was made of
+// just what it would read.
 func runBuildCommand(ctx context.Context, s *state) (string, error) {
 	p, err := s.project(ctx)
 	if err != nil {
@@ -341,6 +357,17 @@ func runBuildCommand(ctx context.Context, s *state) (string, error) {
 	}
 	if p.Build.Command == "" {
 		return "faas.yml has no build.command", nil
+	}
+	if s.reads == nil {
+		// What it reads was not looked at by this job, or a script of the bundle
+		// came after that. An earlier job's plan passed through the repository's
+		// own commands.
+		if _, err := planBuild(ctx, s); err != nil {
+			return "", err
+		}
+	}
+	if s.plan.CommandSkipped {
+		return "nothing that build.command reads has changed since the images were made", nil
 	}
 	if err := s.installDependencies(ctx, p); err != nil {
 		return "", err
@@ -428,6 +455,7 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 	if ran.Sandbox != "" {
 		out.flush()
 		s.ran = ran
+		s.reads.ranIn(ran)
 		s.tellWhere(ran, "commands of the repository")
 	}
 	return err
@@ -591,6 +619,9 @@ func buildImages(ctx context.Context, s *state) (string, error) {
 		s.layerTable(got)
 	}
 	if err := s.writeImages(plan, refs); err != nil {
+		return "", err
+	}
+	if err := s.rememberCommand(ctx, plan, refs); err != nil {
 		return "", err
 	}
 	if built == 0 {

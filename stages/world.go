@@ -50,7 +50,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 	}
 	w := World{
 		Engines: map[string]builder.Engine{EngineLayer: layers},
-		Exists:  layers.Find,
+		Exists:  layers.Find, FindMade: layers.FindMade, MarkMade: layers.MarkMade,
 		Secret:  options.Secret,
 		Reveals: layers.Reveals,
 		Run:     layers.Run, Installs: layers.Installs, Relay: layers.Relay, Shell: layers.Shell,
