@@ -43,22 +43,63 @@ func options(flags *flag.FlagSet) program.Build {
 }
 
 func (s *settings) build(ctx context.Context, j program.Job) (builder.Image, error) {
-	if s.command != "" {
-		cmd := exec.CommandContext(ctx, "sh", "-ec", s.command)
-		cmd.Dir, cmd.Stdout, cmd.Stderr = j.Dir, os.Stderr, os.Stderr
-		if err := cmd.Run(); err != nil {
-			return builder.Image{}, fmt.Errorf("%s: %w", s.command, err)
-		}
-	}
-	req, err := s.request(ctx, j)
-	if err != nil {
-		return builder.Image{}, err
-	}
 	e, err := builder.NewLayers(builder.Options{CacheDir: filepath.Join(j.State, "layers")})
 	if err != nil {
 		return builder.Image{}, err
 	}
+	if s.command == "" {
+		return s.pack(ctx, e, j)
+	}
+	// As in a pipeline, the command need not run when an image was made of just
+	// what it would read.
+	key, err := s.reads(ctx, j)
+	if err != nil {
+		return builder.Image{}, err
+	}
+	ref, ok, err := e.FindMade(ctx, j.Repository, key)
+	if err != nil || ok {
+		return builder.Image{Ref: ref, Reused: true}, err
+	}
+	cmd := exec.CommandContext(ctx, "sh", "-ec", s.command)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = j.Dir, os.Stderr, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return builder.Image{}, fmt.Errorf("%s: %w", s.command, err)
+	}
+	img, err := s.pack(ctx, e, j)
+	if err != nil {
+		return img, err
+	}
+	return img, e.MarkMade(ctx, img.Ref, key)
+}
+
+func (s *settings) pack(ctx context.Context, e *builder.Layers, j program.Job) (builder.Image, error) {
+	req, err := s.request(ctx, j)
+	if err != nil {
+		return builder.Image{}, err
+	}
 	return e.Build(ctx, req)
+}
+
+// reads is the key of what the command reads and of what the image has besides:
+// every file but the command's output and Maven's own cache.
+func (s *settings) reads(ctx context.Context, j program.Job) (string, error) {
+	t := builder.Tree{Title: "what the command reads", FS: j.Root.FS(), Prefix: "/app"}
+	err := fs.WalkDir(t.FS, ".", func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (p == s.output || p == ".m2"):
+			return fs.SkipDir
+		case !d.IsDir():
+			t.Paths = append(t.Paths, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	sum, err := builder.DigestOf(ctx, t)
+	return builder.Key(builder.Layout, s.base, s.entry, s.command, s.output, sum), err
 }
 
 // request is what a plan would make of the folder. The key is made of the
