@@ -531,10 +531,10 @@ func keyOf(list []Input) string {
 // String is the plan as a readable table.
 func (p BuildPlan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s in %s: %d images in %s\n", p.Service, p.Environment, len(p.Images), p.Repository)
+	fmt.Fprintf(&b, "%s in %s: %s in %s\n", p.Service, p.Environment, count(len(p.Images), "image"), p.Repository)
 	for _, i := range p.Images {
 		fmt.Fprintf(&b, "  %-6s %-20s for %s: %s\n", i.Action, i.Name, strings.Join(i.Units, ", "), i.Why)
-		fmt.Fprintf(&b, "         engine %s (%s), %d files, key %.12s\n", i.Engine, i.EngineWhy, len(p.Shared)+len(i.Files), i.Key)
+		fmt.Fprintf(&b, "         engine %s (%s), %s, key %.12s\n", i.Engine, i.EngineWhy, count(len(p.Shared)+len(i.Files), "file"), i.Key)
 	}
 	for _, row := range p.findings() {
 		fmt.Fprintf(&b, "  %s\n", strings.Join(row, " "))
