@@ -353,3 +353,49 @@ COPY status /var/lib/dpkg/status
 		}
 	})
 }
+
+// An image is the same, to the byte, whether its commands ran just now or an
+// earlier build left what they made: then only a few of those files are
+// unpacked again.
+func TestWarmIsAsCold(t *testing.T) {
+	for title, dockerfile := range map[string]string{
+		"by name": "FROM IMAGE\nRUN mkdir -p /app/d /real/d && echo x > /app/d/x && chmod 700 /app/d && echo old > /app/a && ln -s /nowhere /app/d/b && echo f > /f && ln -s real /ln && ln -s /f /lf" +
+			" && rm /etc/doomed && mkdir /etc/doomed && echo old > /app/doc && echo > /app/unneeded\n" +
+			"WORKDIR /app\nCOPY . .\nCOPY a /ln/d/\nCOPY a /lf\nCOPY d /ln/\nCOPY a /etc/doomed/\nCOPY <<doc /app/\nnew\ndoc\n",
+		"a linked owner":         "FROM IMAGE\nRUN echo me:x:0:0::/: > /etc/users && ln -sf users /etc/passwd\nCOPY --chown=me a /app/\n",
+		"an archive, a variable": "FROM IMAGE\nENV P=$FROM_BASE\nRUN mkdir /in /$FROM_BASE && echo old > /in/one && echo old > /yes/a\nADD a.tar /in/\nCOPY a /$P/\n",
+		"from a stage, an image": "FROM IMAGE AS s\nRUN mkdir -p /out/d /other && echo 1 > /out/d/1 && echo 2 > /other/2 && ln /other/2 /out/hard && ln -s d /out/ln && ln -s /other /out/abs && ln -s /out /entry\n" +
+			"FROM IMAGE\nRUN mkdir -p /in/d && echo old > /in/d/1 && echo old > /in/passwd\nCOPY --from=s /out /in/\nCOPY --from=s /entry/d /by-link/\nCOPY --from=s /out/l*/ /out/h* /pattern/\nCOPY --from=s /out/abs/2 /file\nCOPY --from=IMAGE /etc/pass* /in/\nCOPY a /b\n",
+	} {
+		t.Run(title, func(t *testing.T) {
+			each(t, func(t *testing.T, l *lab) {
+				repo := l.must("team/cache:x").Repository
+				build := func(dir, code string, cache builder.Cache) kaniko.Result {
+					l.log.Reset()
+					o := l.options()
+					o.CacheDir = dir
+					res, err := kaniko.New(o).BuildTo(t.Context(), kaniko.Source{
+						Dockerfile: []byte(strings.ReplaceAll(dockerfile, "IMAGE", l.base)), Cache: cache,
+						Context: fstest.MapFS{"a": text(code), "d/b": text("b"), "a.tar": {Data: tarOf("one", code)}},
+					}, []name.Tag{l.must("team/app:1")})
+					if err != nil {
+						t.Fatalf("%v\n%s", err, l.log)
+					}
+					return res
+				}
+				cold := build("", "new", builder.Cache{})
+				dir := t.TempDir()
+				both := builder.Cache{Read: []name.Repository{repo}, Write: &repo}
+				build(dir, "other", both)
+				for what, warm := range map[string]kaniko.Result{"elsewhere": build("", "new", builder.Cache{Read: both.Read}), "here": build(dir, "new", both)} {
+					if warm.Digest != cold.Digest || warm.Reused {
+						t.Errorf("warm %s: %+v, cold %s\n%s", what, warm, cold.Digest, l.log)
+					}
+				}
+				if found, _ := filepath.Glob(filepath.Join(dir, "tree", "layer-*", "app", "unneeded")); len(found) > 0 {
+					t.Errorf("unpacked: %s", found)
+				}
+			})
+		})
+	}
+}

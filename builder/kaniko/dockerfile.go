@@ -100,6 +100,11 @@ type step struct {
 	everything bool
 	fromStage  int    // -1 for none
 	fromImage  string // "" for none
+	// taken are the paths of a COPY --from there, into those in the image that
+	// a COPY, ADD or WORKDIR names. unclear means that more than these may be
+	// looked at, or that only the image knows them.
+	taken, into []string
+	unclear     bool
 	// order is the stage and the number of the instruction in it.
 	stage, number int
 }
@@ -461,12 +466,14 @@ func (c *checker) command(cmd instructions.Command, st *step) {
 		c.copy("COPY", v.SourcesAndDest, st)
 	case *instructions.AddCommand:
 		st.copies = true
+		st.unclear = true // archives hold names
 		if v.KeepGitDir || v.Checksum != "" {
 			c.say("AddFlag", "ADD --keep-git-dir and --checksum are not possible here")
 		}
 		c.copy("ADD", v.SourcesAndDest, st)
 	case *instructions.WorkdirCommand:
 		c.reaches("WORKDIR", v.Path)
+		c.names(v.Path, &st.into, st)
 	case *instructions.VolumeCommand:
 		for _, v := range v.Volumes {
 			c.reaches("VOLUME", v)
@@ -505,6 +512,10 @@ func (c *checker) arg(a instructions.KeyValuePairOptional) {
 
 func (c *checker) copy(verb string, s instructions.SourcesAndDest, st *step) {
 	c.reaches(verb+" to", s.DestPath)
+	c.names(s.DestPath, &st.into, st)
+	for _, doc := range s.SourceContents {
+		c.names(doc.Path, &st.into, st)
+	}
 	if len(s.SourcePaths)+len(s.SourceContents) > 1 && !strings.HasSuffix(s.DestPath, "/") {
 		if to, unknown, err := c.expand(s.DestPath); err == nil && len(unknown) == 0 && !strings.HasSuffix(to, "/") && to != "." {
 			c.sayAt(s.DestPath, "CopyTarget", "%s of several files: the target %s must be a folder and end with /", verb, s.DestPath)
@@ -521,6 +532,7 @@ func (c *checker) copy(verb string, s instructions.SourcesAndDest, st *step) {
 			continue
 		}
 		if st.fromStage >= 0 || st.fromImage != "" {
+			c.names(word, &st.taken, st)
 			continue
 		}
 		if len(unknown) > 0 {
@@ -536,6 +548,16 @@ func (c *checker) copy(verb string, s instructions.SourcesAndDest, st *step) {
 		st.sources = append(st.sources, cmp.Or(clean(src), "."))
 		st.column = append(st.column, column)
 	}
+}
+
+// names adds a path that an instruction names to those of a step.
+func (c *checker) names(word string, to *[]string, st *step) {
+	p, unknown, err := c.expand(word)
+	if err != nil || len(unknown) > 0 {
+		st.unclear = true
+		return
+	}
+	*to = append(*to, clean(p))
 }
 
 // reaches refuses a target whose content would not be in the image.

@@ -273,31 +273,29 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 	if order.Config, err = json.Marshal(config.Config); err != nil {
 		return fmt.Errorf("kaniko: %w", err)
 	}
-	below, err := b.unpacked(ctx, s)
-	if err != nil {
-		return err
-	}
 	var from [][]string
+	trees := map[int][]*rootfs.Tree{}
 	for n, st := range chain[at:] {
-		var list []*rootfs.Tree
+		var other *built
 		switch {
 		case st.fromStage >= 0:
-			other, err := b.stage(ctx, st.fromStage)
-			if err != nil {
-				return err
-			}
-			if list, err = b.unpacked(ctx, other); err != nil {
+			if other, err = b.stage(ctx, st.fromStage); err != nil {
 				return err
 			}
 		case st.fromImage != "":
-			if list, err = b.unpacked(ctx, &built{ref: st.fromImage, base: b.bases[st.fromImage]}); err != nil {
-				return err
-			}
+			other = &built{ref: st.fromImage, base: b.bases[st.fromImage]}
 		default:
 			continue
 		}
+		if trees[n], err = b.sources(ctx, other, st); err != nil {
+			return err
+		}
 		order.From[at+n] = len(from)
-		from = append(from, dirs(list))
+		from = append(from, dirs(trees[n]))
+	}
+	below, err := b.below(ctx, s, chain[at:], trees)
+	if err != nil {
+		return err
 	}
 	b.runs++
 	inside := filepath.Join(b.work, fmt.Sprintf("kaniko-%d", b.runs))
@@ -377,41 +375,59 @@ func dirs(list []*rootfs.Tree) []string {
 }
 
 // unpacked are a stage's files: its layers, the top one first, and its base.
-func (b *build) unpacked(ctx context.Context, s *built) ([]*rootfs.Tree, error) {
+// With part only some files of the layers need to be there.
+func (b *build) unpacked(ctx context.Context, s *built, part *rootfs.Part) ([]*rootfs.Tree, error) {
 	var list []*rootfs.Tree
-	open := func(key string, overlay bool, layers func() ([]v1.Layer, error)) error {
-		if t := b.trees[key]; t != nil {
-			list = append(list, t)
-			return nil
-		}
-		t, kept, err := b.store.trees().Tree(ctx, rootfs.Want{Name: key, Owners: b.mode == sandbox.Root, Overlay: overlay, Layers: layers})
-		if err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return b.r.failed("unpack", s.ref, err)
-		}
-		if !kept && !overlay && s.base != empty.Image {
-			fmt.Fprintf(b.e.log, "unpacked %s\n", s.ref)
-		}
-		b.trees[key] = t
-		list = append(list, t)
-		return nil
-	}
 	for _, l := range slices.Backward(s.layers) {
 		id, err := l.DiffID()
 		if err != nil {
 			return nil, fmt.Errorf("kaniko: %w", err)
 		}
-		if err := open(id.Hex, true, func() ([]v1.Layer, error) { return []v1.Layer{l.Layer}, nil }); err != nil {
+		want := rootfs.Want{Name: id.Hex, Overlay: true, Part: part, Layers: func() ([]v1.Layer, error) { return []v1.Layer{l.Layer}, nil }}
+		t, _, err := b.tree(ctx, s, want)
+		if errors.Is(err, rootfs.ErrNotInPart) {
+			want.Part = nil
+			t, _, err = b.tree(ctx, s, want)
+		}
+		if err != nil {
 			return nil, err
 		}
+		list = append(list, t)
 	}
 	digest, err := s.base.Digest()
 	if err != nil {
 		return nil, fmt.Errorf("kaniko: %w", err)
 	}
-	return list, open(digest.Hex, false, s.base.Layers)
+	t, kept, err := b.tree(ctx, s, rootfs.Want{Name: digest.Hex, Layers: s.base.Layers})
+	if err == nil && !kept && s.base != empty.Image {
+		fmt.Fprintf(b.e.log, "unpacked %s\n", s.ref)
+	}
+	return append(list, t), err
+}
+
+// tree opens a tree of the store and keeps it until the build's end.
+func (b *build) tree(ctx context.Context, s *built, want rootfs.Want) (t *rootfs.Tree, kept bool, err error) {
+	key := want.Name
+	if t := b.trees[key]; t != nil {
+		return t, true, nil
+	}
+	if want.Part != nil {
+		key += "-" + want.Part.ID
+	}
+	if t := b.trees[key]; t != nil {
+		return t, true, nil
+	}
+	want.Owners = b.mode == sandbox.Root
+	t, kept, err = b.store.trees().Tree(ctx, want)
+	switch {
+	case err == nil:
+		b.trees[key] = t
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case !errors.Is(err, rootfs.ErrNotInPart):
+		err = b.r.failed("unpack", s.ref, err)
+	}
+	return t, kept, err
 }
 
 // cachedLayer is a layer that repo has, so that it needn't be sent again.

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
 
 	"github.com/kuroko-faas/kuroko/builder/layer"
@@ -119,12 +119,25 @@ func (l *keptLayer) MediaType() (types.MediaType, error) { return l.info.MediaTy
 func (l *keptLayer) Compressed() (io.ReadCloser, error)  { return os.Open(l.path) }
 
 func (l *keptLayer) Uncompressed() (io.ReadCloser, error) {
-	x, err := partial.CompressedToLayer(l)
+	f, err := os.Open(l.path)
 	if err != nil {
 		return nil, err
 	}
-	return x.Uncompressed()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return unzipped{z, f}, nil
 }
+
+// unzipped closes what it reads from.
+type unzipped struct {
+	*gzip.Reader
+	f *os.File
+}
+
+func (u unzipped) Close() error { return errors.Join(u.Reader.Close(), u.f.Close()) }
 
 // load finds what was made for a key; nil when any part of it is missing.
 func (s *store) load(key string) *prefix {

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,7 +27,7 @@ import (
 // share. Whoever can write to it can change what later builds contain; losing
 // any of it costs time only.
 //
-//	<kind>-<owners>-<uid>-<name>/   unpacked files, and .lock, .owners beside
+//	<kind>-<owners>-<uid>-<name>/   unpacked files, and .lock, .owners, .size beside
 type Store struct{ Dir string }
 
 // Want says what is asked for.
@@ -39,9 +40,25 @@ type Want struct {
 	// Overlay is one layer to be laid over others: removed files are kept in
 	// overlay's form.
 	Overlay bool
+	// Part, with Overlay, unpacks some files only; a whole tree that is there
+	// does as well.
+	Part *Part
 	// Layers are asked for when they are needed.
 	Layers func() ([]v1.Layer, error)
 }
+
+// Part chooses files of a layer. Folders, links and what a layer removes are
+// unpacked in any case.
+type Part struct {
+	// ID is unique for the choice.
+	ID string
+	// Has says whether a regular file is wanted.
+	Has func(name string) bool
+}
+
+// ErrNotInPart is from [Store.Tree]: a wanted file is another name of one that
+// was left out. Ask for the whole.
+var ErrNotInPart = errors.New("a wanted file is a link to one that is not wanted")
 
 // Tree is an unpacked image or layer. It is kept from removal until Close.
 type Tree struct {
@@ -72,6 +89,11 @@ func (s Store) Tree(ctx context.Context, w Want) (t *Tree, kept bool, err error)
 	dir := filepath.Join(s.Dir, fmt.Sprintf("%s-%s-%d-%s", kind, who, os.Geteuid(), w.Name))
 	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
 		return nil, false, err
+	}
+	if whole(dir) {
+		w.Part = nil
+	} else if w.Part != nil {
+		dir += "-" + w.Part.ID
 	}
 	for {
 		t, err := open(ctx, dir, unix.LOCK_SH)
@@ -160,13 +182,16 @@ func (t *Tree) fill(ctx context.Context, w Want) error {
 	}
 	list, err := w.Layers()
 	if err == nil {
-		t.Foreign, err = Unpack(ctx, list, tmp, w.Owners, w.Overlay)
+		t.Foreign, err = unpack(ctx, list, tmp, w)
 	}
 	if err == nil {
 		var b []byte
 		if b, err = json.Marshal(t.Foreign); err == nil {
 			err = os.WriteFile(t.Dir+".owners", b, 0o644)
 		}
+	}
+	if err == nil {
+		err = os.WriteFile(t.Dir+".size", strconv.AppendInt(nil, diskUse(tmp), 10), 0o644)
 	}
 	if err == nil {
 		err = os.Rename(tmp, t.Dir)
@@ -200,7 +225,7 @@ func (s Store) List() ([]Kept, error) {
 		if err != nil {
 			continue
 		}
-		all = append(all, Kept{Dir: dir, Used: st.ModTime(), Size: diskUse(dir)})
+		all = append(all, Kept{Dir: dir, Used: st.ModTime(), Size: size(dir)})
 	}
 	return all, nil
 }
@@ -240,7 +265,18 @@ func (k Kept) Drop() bool {
 	}
 	// The lock's file goes last, while it is held: who waits for it looks
 	// whether it is still the one.
-	return errors.Join(Remove(k.Dir), Remove(k.Dir+".part"), os.RemoveAll(k.Dir+".owners"), os.Remove(k.Dir+".lock")) == nil
+	return errors.Join(Remove(k.Dir), Remove(k.Dir+".part"), os.RemoveAll(k.Dir+".owners"), os.RemoveAll(k.Dir+".size"), os.Remove(k.Dir+".lock")) == nil
+}
+
+// size is what a tree was noted to take; one that is not whole is looked at.
+// Looking at all of them after every build takes longer than many builds.
+func size(dir string) int64 {
+	if b, err := os.ReadFile(dir + ".size"); err == nil && whole(dir) {
+		if n, err := strconv.ParseInt(string(b), 10, 64); err == nil {
+			return n
+		}
+	}
+	return diskUse(dir) + diskUse(dir+".part")
 }
 
 // diskUse is about how much a tree takes.

@@ -31,6 +31,7 @@ type unpacker struct {
 	// overlay keeps whiteouts in overlay's form, for a layer that is laid over
 	// others; else they remove what is below.
 	overlay bool
+	part    *Part                  // nil is all
 	dirs    map[string]*tar.Header // applied last: a read-only folder must be filled first
 	foreign map[string][2]int      // owners that are not root, by name, where they can't be kept
 	left    int64                  // bytes that may still be unpacked
@@ -42,16 +43,15 @@ type unpacker struct {
 // MaxUnpacked bounds an image on disk; more is a mistake or an attack.
 const MaxUnpacked = 20 << 30
 
-// Unpack writes the layers' files into dir, an existing empty folder. owners
-// says that the process may give files away; overlay that there is one layer,
-// to be laid over others. It returns the owners that could not be kept.
-func Unpack(ctx context.Context, layers []v1.Layer, dir string, owners, overlay bool) (map[string][2]int, error) {
+// unpack writes the layers' files into dir, an existing empty folder. It
+// returns the owners that could not be kept.
+func unpack(ctx context.Context, layers []v1.Layer, dir string, w Want) (map[string][2]int, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	u := unpacker{root: root, owners: owners, overlay: overlay, dirs: map[string]*tar.Header{}, foreign: map[string][2]int{}, left: MaxUnpacked}
+	u := unpacker{root: root, owners: w.Owners, overlay: w.Overlay, part: w.Part, dirs: map[string]*tar.Header{}, foreign: map[string][2]int{}, left: MaxUnpacked}
 	defer u.leave()
 	for i, l := range layers {
 		if err := u.layer(ctx, l); err != nil {
@@ -146,8 +146,17 @@ func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[str
 	} else {
 		delete(u.foreign, name)
 	}
+	left := u.part != nil && (h.Typeflag == tar.TypeReg || h.Typeflag == tar.TypeLink) && !u.part.Has(name)
+	if left && own[name] {
+		if err := u.remove(name); err != nil {
+			return err
+		}
+	}
 	for p := name; p != "." && !own[p]; p = path.Dir(p) {
 		own[p] = true
+	}
+	if left {
+		return nil
 	}
 	if regular {
 		return u.file(name, dir, file, h, body)
@@ -174,7 +183,11 @@ func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[str
 		}
 		return nil
 	case tar.TypeLink:
-		return u.root.Link(strings.TrimPrefix(path.Clean("/"+h.Linkname), "/"), name)
+		err := u.root.Link(strings.TrimPrefix(path.Clean("/"+h.Linkname), "/"), name)
+		if u.part != nil && errors.Is(err, fs.ErrNotExist) {
+			return ErrNotInPart
+		}
+		return err
 	}
 	// Devices, pipes: a sandbox has its own /dev.
 	return nil

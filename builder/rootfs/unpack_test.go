@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -91,7 +93,7 @@ func TestUnpack(t *testing.T) {
 		t.Errorf("su has mode %v", st.Mode())
 	}
 	left, _ := os.ReadDir(filepath.Dir(dir))
-	if len(left) != 3 { // it, its lock and its owners
+	if len(left) != 4 { // it, its lock, its owners and its size
 		t.Errorf("left beside it: %v", left)
 	}
 	again, kept, err := s.Tree(t.Context(), Want{Name: "base"})
@@ -182,7 +184,7 @@ func FuzzUnpack(f *testing.F) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Unpack(t.Context(), []v1.Layer{rawLayer{nil, b}}, dir, false, overlay)
+		_, err := unpack(t.Context(), []v1.Layer{rawLayer{nil, b}}, dir, Want{Overlay: overlay})
 		_ = Remove(dir)
 		left, _ := os.ReadDir(top)
 		inside, _ := os.ReadDir(victim)
@@ -191,4 +193,61 @@ func FuzzUnpack(f *testing.F) {
 			t.Errorf("after %v: %v, %v, %q", err, left, inside, mine)
 		}
 	})
+}
+
+// A part of a layer has all folders and links, and the files asked for; a
+// whole tree that is there serves as well.
+func TestPart(t *testing.T) {
+	img := testImage(t, []tar.Header{
+		rootfstest.Folder("a/", 0o755), rootfstest.File("a/wanted", "1"), rootfstest.File("a/other", "1"), rootfstest.Folder("empty/", 0o700), rootfstest.Link("link", "a"),
+		rootfstest.File("a/.wh.gone", ""), rootfstest.Hard("a/wanted2", "a/wanted"), rootfstest.Hard("a/other2", "a/other"),
+	})
+	s := Store{filepath.Join(t.TempDir(), "x")}
+	get := func(id string, names ...string) (string, bool, error) {
+		var p *Part
+		if id != "" {
+			p = &Part{ID: id, Has: func(name string) bool { return slices.Contains(names, name) }}
+		}
+		tr, kept, err := s.Tree(t.Context(), Want{Name: "l", Overlay: true, Part: p, Layers: img.Layers})
+		if err != nil {
+			return "", kept, err
+		}
+		defer tr.Close()
+		var all []string
+		err = filepath.WalkDir(tr.Dir, func(p string, d fs.DirEntry, err error) error {
+			rel, _ := filepath.Rel(tr.Dir, p)
+			all = append(all, rel)
+			return err
+		})
+		return strings.Join(all, " "), kept, err
+	}
+	if got, _, err := get("one", "a/wanted", "a/wanted2"); err != nil || got != ". a a/gone a/wanted a/wanted2 empty link" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, kept, err := get("one"); err != nil || !kept {
+		t.Errorf("the same part again: kept %v, %v", kept, err)
+	}
+	if _, _, err := get("two", "a/other2"); !errors.Is(err, ErrNotInPart) {
+		t.Errorf("a link to what is left out: %v", err)
+	}
+	const whole = ". a a/gone a/other a/other2 a/wanted a/wanted2 empty link"
+	if got, kept, err := get(""); err != nil || kept || got != whole {
+		t.Errorf("%q, kept %v, %v", got, kept, err)
+	}
+	if got, kept, err := get("three", "a/wanted"); err != nil || !kept || got != whole {
+		t.Errorf("with the whole there: %q, kept %v, %v", got, kept, err)
+	}
+	// What is removed is removed with all that belongs to it.
+	list, err := s.List()
+	if err != nil || len(list) == 0 {
+		t.Fatal(list, err)
+	}
+	for _, k := range list {
+		if !k.Drop() {
+			t.Errorf("%+v stays", k)
+		}
+	}
+	if left, _ := os.ReadDir(s.Dir); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }
