@@ -38,7 +38,7 @@ type tree struct {
 	// before the tmpfs covers a place that may lie below them.
 	rootCopy   int
 	bindCopies []int
-	files      map[int]string // the binds' own, by their number
+	prepared   map[int]string // what was made for binds, by their number
 	fd         int            // of the new root
 	kept       []int          // descriptors that paths go through, until the root is done
 }
@@ -97,7 +97,7 @@ func (o *order) makeRoot() error {
 	if err != nil {
 		return err
 	}
-	if err := t.writeFiles(staging + "/files"); err != nil {
+	if err := t.prepare(staging + "/files"); err != nil {
 		return err
 	}
 	root, err := t.mountRoot(staging)
@@ -194,7 +194,7 @@ func (t *tree) mountRoot(staging string) (string, error) {
 		return root, nil
 	}
 	skeleton := staging + "/skeleton"
-	if err := o.fillSkeleton(skeleton, opened); err != nil {
+	if err := o.fillSkeleton(skeleton, opened, t.prepared); err != nil {
 		return "", err
 	}
 	up, work := staging+"/up", staging+"/work"
@@ -230,7 +230,7 @@ func (t *tree) mountRoot(staging string) (string, error) {
 
 // fillSkeleton makes the mount points in the lowest layer, so that they never
 // count as a change.
-func (o *order) fillSkeleton(dir string, opened map[string]string) error {
+func (o *order) fillSkeleton(dir string, opened map[string]string, prepared map[int]string) error {
 	r, err := os.OpenRoot(dir)
 	if err != nil {
 		return &stepError{op: "make mount points", err: err}
@@ -240,14 +240,14 @@ func (o *order) fillSkeleton(dir string, opened map[string]string) error {
 		err = errors.Join(err, r.Mkdir(d, 0o755))
 	}
 	err = errors.Join(err, r.Chmod("tmp", 0o777|os.ModeSticky))
-	for _, b := range o.Binds {
-		if b.Inside != "" {
-			continue // nobody knows yet whether it is a folder
-		}
+	for i, b := range o.Binds {
 		rel := strings.TrimPrefix(path.Clean(b.Target), "/")
-		dir := b.Source == "" && b.File == nil
-		if b.Source != "" {
-			st, statErr := os.Stat(opened[b.Source])
+		dir, source := true, prepared[i]
+		if source == "" {
+			source = opened[b.Source]
+		}
+		if source != "" {
+			st, statErr := os.Stat(source)
 			if statErr != nil {
 				return &stepError{op: "bind", path: b.Source, err: statErr}
 			}
@@ -296,15 +296,8 @@ func (t *tree) fill() error {
 	}
 	for i, b := range t.o.Binds {
 		source := t.opened[b.Source]
-		switch {
-		case b.File != nil:
-			b.ReadOnly, source = true, t.files[i]
-		case b.Inside != "":
-			fd, err := t.open(b.Inside)
-			if err != nil {
-				return &stepError{op: "bind", path: b.Inside, err: err}
-			}
-			b.Source, source = b.Inside, t.keep(fd)
+		if p := t.prepared[i]; p != "" {
+			b, source = Bind{Source: b.Target, Target: b.Target, ReadOnly: true}, p
 		}
 		if err := t.bind(b, source, t.bindCopies[i]); err != nil {
 			return err
@@ -313,14 +306,22 @@ func (t *tree) fill() error {
 	return nil
 }
 
-// writeFiles makes the binds' own files in dir, which is in memory.
-func (t *tree) writeFiles(dir string) error {
-	t.files = map[int]string{}
+// prepare makes what binds show that nobody has made yet, in dir, which is in
+// memory: files of their own, and parts of several folders.
+func (t *tree) prepare(dir string) error {
+	t.prepared = map[int]string{}
 	for i, b := range t.o.Binds {
+		p := fmt.Sprintf("%s/%d", dir, i)
+		if b.Part != "" {
+			fd, err := t.part(b, p)
+			if err != nil {
+				return err
+			}
+			t.prepared[i] = t.keep(fd)
+		}
 		if b.File == nil {
 			continue
 		}
-		p := fmt.Sprintf("%s/%d", dir, i)
 		f, err := os.OpenFile(p, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {
 			return &stepError{op: "write", path: b.Target, err: err}
@@ -334,9 +335,30 @@ func (t *tree) writeFiles(dir string) error {
 		if err != nil {
 			return &stepError{op: "open", path: b.Target, err: err}
 		}
-		t.files[i] = t.keep(fd)
+		t.prepared[i] = t.keep(fd)
 	}
 	return nil
+}
+
+// part opens a part of the folders that b lays over each other, at dir where
+// they are several.
+func (t *tree) part(b Bind, dir string) (int, error) {
+	if err := unix.Mkdir(dir, 0o755); err != nil {
+		return 0, &stepError{op: "make folder", path: dir, err: err}
+	}
+	if err := t.layOver(b, dir); err != nil {
+		return 0, err
+	}
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(root)
+		fd, openErr := openIn(root, b.Part)
+		if openErr == nil {
+			return fd, nil
+		}
+		err = openErr
+	}
+	return 0, &stepError{op: "show", path: b.Part, err: err}
 }
 
 func (t *tree) bind(b Bind, source string, copied int) error {
@@ -375,8 +397,7 @@ func (t *tree) bind(b Bind, source string, copied int) error {
 	return nil
 }
 
-// bindLower shows folders laid over each other. Overlay wants two of them
-// when nothing can be written.
+// bindLower shows folders laid over each other.
 func (t *tree) bindLower(b Bind) error {
 	if len(b.Lower) == 1 {
 		one := Bind{Source: b.Lower[0], Target: b.Target, ReadOnly: true}
@@ -385,6 +406,18 @@ func (t *tree) bindLower(b Bind) error {
 	dst, err := t.point(b.Target, true)
 	if err != nil {
 		return err
+	}
+	return t.layOver(b, dst)
+}
+
+// layOver mounts b's folders, read-only, at dst. Overlay wants two of them
+// when nothing can be written.
+func (t *tree) layOver(b Bind, dst string) error {
+	if len(b.Lower) == 1 {
+		if err := unix.Mount(t.opened[b.Lower[0]], dst, "", unix.MS_BIND, ""); err != nil {
+			return &stepError{op: "bind", path: b.Lower[0], rights: true, err: err}
+		}
+		return nil
 	}
 	var lower []string
 	for _, l := range b.Lower {
@@ -405,7 +438,11 @@ func (t *tree) bindMemory(b Bind) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", dst, "tmpfs", safe, fmt.Sprintf("mode=755,size=%d", b.Memory)); err != nil {
+	var st unix.Stat_t
+	if err := unix.Stat(dst, &st); err != nil {
+		return &stepError{op: "mount tmpfs", path: b.Target, err: err}
+	}
+	if err := unix.Mount("tmpfs", dst, "tmpfs", safe, fmt.Sprintf("mode=%o,size=%d", st.Mode&0o7777, b.Memory)); err != nil {
 		return &stepError{op: "mount tmpfs", path: b.Target, rights: true, err: err}
 	}
 	return nil
@@ -477,8 +514,10 @@ func (t *tree) hideMachine(null string) error {
 }
 
 // open opens p inside the new root, where also symbolic links end inside.
-func (t *tree) open(p string) (int, error) {
-	return unix.Openat2(t.fd, strings.TrimPrefix(p, "/"), &unix.OpenHow{
+func (t *tree) open(p string) (int, error) { return openIn(t.fd, p) }
+
+func openIn(root int, p string) (int, error) {
+	return unix.Openat2(root, strings.TrimPrefix(p, "/"), &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 }

@@ -63,12 +63,13 @@ type Bind struct {
 	// Lower, instead of Source, are folders shown laid over each other by
 	// overlay, top first, read-only.
 	Lower []string
-	// Inside, instead of Source, is a path in the new root as the binds before
-	// this one have made it; a symbolic link in it stays inside the root.
-	Inside string
+	// Part, with Lower, is a path in them that is shown instead of all; a
+	// symbolic link in it stays inside them.
+	Part string
 	// File, instead of Source, is a file of its own, read-only.
 	File *File
-	// Memory, instead of Source, is an empty folder of at most so many bytes.
+	// Memory, instead of Source, is an empty folder of at most so many bytes, with
+	// the mode of the one at Target.
 	Memory int64
 }
 
@@ -180,16 +181,16 @@ func (s *Spec) check() error {
 			say("bind target %q is not an absolute path below /", b.Target)
 		}
 		kinds := 0
-		for _, given := range []bool{b.Source != "", len(b.Lower) > 0, b.Inside != "", b.File != nil, b.Memory != 0} {
+		for _, given := range []bool{b.Source != "", len(b.Lower) > 0, b.File != nil, b.Memory != 0} {
 			if given {
 				kinds++
 			}
 		}
 		if kinds != 1 {
-			say("bind %q: exactly one of Source, Lower, Inside, File and Memory is needed", b.Target)
+			say("bind %q: exactly one of Source, Lower, File and Memory is needed", b.Target)
 		}
-		if b.Memory < 0 || b.Inside != "" && !path.IsAbs(b.Inside) {
-			say("bind %q: Memory is negative, or Inside not absolute", b.Target)
+		if b.Memory < 0 || b.Part != "" && len(b.Lower) == 0 {
+			say("bind %q: Memory is negative, or Part without Lower", b.Target)
 		}
 	}
 	for _, list := range [][]string{s.Argv, s.Env} {

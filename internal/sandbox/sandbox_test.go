@@ -580,7 +580,7 @@ func TestBindOfSeveralFolders(t *testing.T) {
 func TestBindsOfItsOwn(t *testing.T) {
 	modes(t, func(t *testing.T, m sandbox.Mode) {
 		const secret = "kuroko-in-memory-only"
-		image, changes := hostTools(t), t.TempDir()
+		image, changes, upper := hostTools(t), t.TempDir(), t.TempDir()
 		for _, dir := range []string{"a", "b"} {
 			if err := os.MkdirAll(filepath.Join(image, "from", dir), 0o755); err != nil {
 				t.Fatal(err)
@@ -589,7 +589,7 @@ func TestBindsOfItsOwn(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(image, "from/b/f"), []byte("of b"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Symlink("/from/b", filepath.Join(image, "from/a/link")); err != nil {
+		if err := os.Symlink("/b", filepath.Join(image, "from/a/link")); err != nil {
 			t.Fatal(err)
 		}
 		out, err := sh(t, sandbox.Spec{
@@ -598,13 +598,16 @@ func TestBindsOfItsOwn(t *testing.T) {
 				{Target: "/run/secrets/one", File: &sandbox.File{Data: []byte(secret), Mode: 0o400, UID: 65532, GID: 65532}},
 				{Target: "/run/secrets/empty", File: &sandbox.File{Mode: 0o444, UID: 65532, GID: 65532}},
 				{Target: "/memory", Memory: 1 << 20},
-				{Target: "/part", Inside: "/from/a/link", ReadOnly: true},
+				{Target: "/part", Lower: []string{filepath.Join(image, "from"), upper}, Part: "/a/link"},
+				{Target: "/part-file", Lower: []string{filepath.Join(image, "from")}, Part: "b/f"},
+				{Target: "/tmp", Memory: 1 << 20},
 			},
 		}, `cat /run/secrets/one; stat -c ' %a %u %s' /run/secrets/one /run/secrets/empty; cat /part/f
 			(echo x > /run/secrets/one) 2>/dev/null && echo wrote the secret
 			(echo x > /part/f) 2>/dev/null && echo wrote the part
-			grep -c ' /memory ' /proc/mounts; ls -A /memory | wc -l; true`)
-		want := secret + " 400 65532 21\n 444 65532 0\nof b1\n0\n"
+			cat /part-file; ls -l /part-file | cut -c1
+			grep -c ' /memory ' /proc/mounts; ls -A /memory | wc -l; stat -c %a /memory /tmp; true`)
+		want := secret + " 400 65532 21\n 444 65532 0\nof bof b-\n1\n0\n755\n1777\n"
 		if err != nil || out != want {
 			t.Errorf("got %q, %v; want %q", out, err, want)
 		}
@@ -618,8 +621,12 @@ func TestBindsOfItsOwn(t *testing.T) {
 			}
 			return err
 		})
-		if _, statErr := os.Lstat(filepath.Join(changes, "run")); err != nil || statErr == nil {
-			t.Errorf("mount points are among the changes: %v, %v", err, statErr)
+		if left, readErr := os.ReadDir(changes); err != nil || readErr != nil || len(left) > 0 {
+			t.Errorf("mount points are among the changes: %v, %v, %v", left, err, readErr)
+		}
+		_, err = sh(t, sandbox.Spec{Mode: m, Lower: []string{image}, Binds: []sandbox.Bind{{Target: "/x", Lower: []string{image}, Part: "/from/none"}}}, "true")
+		if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/from/none") {
+			t.Errorf("a part that is not there: %v", err)
 		}
 	})
 }
