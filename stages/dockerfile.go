@@ -131,7 +131,7 @@ func (s *state) readDockerfiles(ctx context.Context, p *project.Project, plan *B
 		if rt, ok := s.Bundle.Meta.Runtimes[img.Runtime]; ok {
 			args[argBase] = site.Cluster.Image(rt.Base)
 		}
-		look := look{tree: tree.FS(), file: img.Dockerfile, paths: plan.Files(*img), args: args, own: own, policy: policy,
+		look := look{tree: tree.FS(), file: img.Dockerfile, paths: plan.Files(*img), args: args, own: own, policy: policy, secrets: buildSecrets(p, *img),
 			// What the command is yet to make can't be looked for.
 			early: p.Build.Command != "" && !s.commandRan}
 		if img.Findings, err = look.findings(); err != nil {
@@ -150,6 +150,8 @@ type look struct {
 	own    map[string]bool // the bundle's images
 	policy bundle.Policy
 	early  bool
+	// secrets are the names that build.secrets lists.
+	secrets []string
 }
 
 func (l look) findings() ([]kaniko.Problem, error) {
@@ -166,6 +168,7 @@ func (l look) findings() ([]kaniko.Problem, error) {
 		return nil, err
 	}
 	found = append(l.bases(d.Bases), kaniko.Lint(text)...)
+	found = append(found, d.MissingSecrets(l.secrets)...)
 	var missing kaniko.Problems
 	if err := d.Check(l.tree, l.paths, l.file); err != nil && !errors.As(err, &missing) {
 		return nil, err
@@ -180,12 +183,8 @@ func (l look) findings() ([]kaniko.Problem, error) {
 // bases holds the images that a Dockerfile names against the policy.
 func (l look) bases(list []kaniko.Base) (found kaniko.Problems) {
 	for _, b := range list {
-		verb := "FROM "
-		if !b.From {
-			verb = "COPY --from="
-		}
 		say := func(rule string, advice bool, text string) {
-			found = append(found, kaniko.Problem{Line: b.Line, Column: b.Column, Rule: rule, Text: verb + b.Ref + ": " + text, Advice: advice})
+			found = append(found, kaniko.Problem{Line: b.Line, Column: b.Column, Rule: rule, Text: b.String() + ": " + text, Advice: advice})
 		}
 		switch pinned := kaniko.Pinned(b.Ref); {
 		case l.own[b.Ref]:

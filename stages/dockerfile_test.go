@@ -40,12 +40,15 @@ func TestDockerfileFindings(t *testing.T) {
 		},
 		{name: "before build.command", dockerfile: "FROM scratch\nCOPY dist /app\n", early: true},
 		{name: "after build.command", dockerfile: "FROM scratch\nCOPY dist /app\n", refused: []string{"line 2, column 6: COPY dist: not in"}},
-		{name: "what kaniko can't", dockerfile: "FROM scratch\nRUN --mount=type=secret,id=a cat\nADD http://example.com/x /x\n", refused: []string{"line 2, column 5: RUN --mount", "line 3, column 5: ADD http://example.com/x: fetching"}},
+		{name: "what kaniko can't", dockerfile: "FROM scratch\nRUN --mount=type=ssh cat\nADD http://example.com/x /x\n", refused: []string{"line 2, column 5: RUN --mount", "line 3, column 5: ADD http://example.com/x: fetching"}},
+		{name: "secrets", dockerfile: "ARG FAAS_BASE\nFROM $FAAS_BASE\nRUN --mount=type=secret,id=TOKEN --mount=type=secret,id=maybe cat\nRUN --mount=type=secret,id=must,required cat\n",
+			refused: []string{"line 4, column 5: RUN --mount=type=secret: build.secrets does not list must"}, advice: []string{"line 3, column 5: RUN --mount=type=secret: build.secrets does not list maybe, so"}},
+		{name: "files of an image that is mounted", dockerfile: "FROM scratch\nRUN --mount=from=evil:1,target=/x cat\n", refused: []string{"line 2, column 18: RUN --mount from=evil:1: the platform's"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := look{
 				tree: fstest.MapFS{"Dockerfile": {Data: []byte(tt.dockerfile)}, "index.js": {}, "tests/a.js": {}}, file: "Dockerfile", paths: []string{"index.js"},
-				args: map[string]string{argBase: own}, own: map[string]bool{own: true}, policy: policy, early: tt.early,
+				args: map[string]string{argBase: own}, own: map[string]bool{own: true}, policy: policy, early: tt.early, secrets: []string{"TOKEN"},
 			}
 			found, err := l.findings()
 			if err != nil {

@@ -102,9 +102,6 @@ func unsupported(p *project.Project) []project.Problem {
 				no(at+".layers", "built-in layers on another base than the runtime's, for which they were made")
 			}
 		}
-		if len(u.Build.Secrets) > 0 && u.Build.Builder == "dockerfile" {
-			no(at+".build.secrets", "build.secrets in a Dockerfile")
-		}
 		if u.Build.Install != "" && u.Build.Install != "npm ci" {
 			no(at+".build.install", "an install command other than npm ci")
 		}

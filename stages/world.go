@@ -76,7 +76,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 		Now:    time.Now,
 	}
 	if executor := kanikoExecutor(getenv); executor != "" {
-		instructions := kaniko.New(kaniko.Options{Executor: executor, Keychain: keys, CacheDir: below(cache, "kaniko"), Log: log})
+		instructions := kaniko.New(kaniko.Options{Executor: executor, Keychain: keys, CacheDir: below(cache, "kaniko"), Secret: options.Secret, Log: log})
 		w.Engines[EngineDockerfile] = onTop{instructions: instructions, layers: layers}
 	}
 	return w, nil

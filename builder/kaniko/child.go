@@ -35,8 +35,9 @@ func (b *build) rights(ctx context.Context) error {
 }
 
 // child runs the executor over the folders lower, top first, and reads its
-// answer. inside is a folder to be made, for what it needs and leaves.
-func (b *build) child(ctx context.Context, inside string, lower []string, from [][]string, order Order) (Outcome, error) {
+// answer. inside is a folder to be made, for what it needs and leaves; from are
+// the files of COPY --from, and mounts those of a RUN.
+func (b *build) child(ctx context.Context, inside string, lower []string, from [][]string, mounts []sandbox.Bind, order Order) (Outcome, error) {
 	var o Outcome
 	nonce := make([]byte, 16)
 	if _, err := rand.Read(nonce); err != nil {
@@ -52,7 +53,7 @@ func (b *build) child(ctx context.Context, inside string, lower []string, from [
 	if err != nil {
 		return o, fmt.Errorf("kaniko: %w", err)
 	}
-	p, pipe, err := b.start(ctx, inside, lower, from)
+	p, pipe, err := b.start(ctx, inside, lower, from, mounts)
 	if err != nil {
 		return o, fmt.Errorf("kaniko: %w", err)
 	}
@@ -93,7 +94,7 @@ func (b *build) child(ctx context.Context, inside string, lower []string, from [
 }
 
 // start starts the executor in a sandbox. The order goes into the pipe.
-func (b *build) start(ctx context.Context, inside string, lower []string, from [][]string) (*sandbox.Process, *os.File, error) {
+func (b *build) start(ctx context.Context, inside string, lower []string, from [][]string, mounts []sandbox.Bind) (*sandbox.Process, *os.File, error) {
 	executor, err := filepath.Abs(b.e.o.Executor)
 	if err != nil {
 		return nil, nil, err
@@ -125,6 +126,7 @@ func (b *build) start(ctx context.Context, inside string, lower []string, from [
 			spec.Binds = append(spec.Binds, sandbox.Bind{Source: real, Target: f, ReadOnly: true})
 		}
 	}
+	spec.Binds = append(spec.Binds, mounts...)
 	if spec.TmpfsBytes = memoryForChanges(); spec.TmpfsBytes == 0 {
 		spec.Upper = inside + "-changes"
 		if err := os.Mkdir(spec.Upper, 0o755); err != nil {

@@ -62,6 +62,8 @@ func (p Problems) sort() {
 type Dockerfile struct {
 	// Bases are the images that the target needs, in the order of the file.
 	Bases []Base
+	// Secrets are what the target's instructions mount.
+	Secrets []Secret
 
 	stages []stage
 	target int
@@ -73,8 +75,22 @@ type Dockerfile struct {
 type Base struct {
 	Ref          string // variables replaced; never "scratch"
 	Line, Column int
-	From         bool // by FROM; else by COPY --from
+	From         bool // by FROM; else by COPY --from or
+	Mount        bool // by RUN --mount
 }
+
+func (b Base) verb() string {
+	switch {
+	case b.From:
+		return "FROM "
+	case b.Mount:
+		return "RUN --mount from="
+	}
+	return "COPY --from="
+}
+
+// String is the image as the file names it.
+func (b Base) String() string { return b.verb() + b.Ref }
 
 // stage is one FROM and what follows.
 type stage struct {
@@ -105,6 +121,8 @@ type step struct {
 	// looked at, or that only the image knows them.
 	taken, into []string
 	unclear     bool
+	mounts      []mount
+	secrets     []Secret
 	// order is the stage and the number of the instruction in it.
 	stage, number int
 }
@@ -195,11 +213,15 @@ func split(tree *parser.Node) (stages []instructions.Stage, meta []instructions.
 // checker walks the instructions and follows the variables that sources may
 // be written with.
 type checker struct {
-	d        *Dockerfile
-	lex      *shell.Lex
-	lines    []string
-	env      map[string]string // declared so far
-	envs     []map[string]string
+	d     *Dockerfile
+	lex   *shell.Lex
+	lines []string
+	env   map[string]string // declared so far
+	envs  []map[string]string
+	// dir is the working folder, below the base's when it is not absolute; nil
+	// when nobody knows.
+	dir      *string
+	dirs     []*string
 	where    []parser.Range
 	problems Problems
 	stages   []instructions.Stage
@@ -326,6 +348,11 @@ func (c *checker) need(i int) {
 		if st.fromStage >= 0 {
 			c.need(st.fromStage)
 		}
+		for _, m := range st.mounts {
+			if m.fromStage >= 0 {
+				c.need(m.fromStage)
+			}
+		}
 	}
 }
 
@@ -339,10 +366,17 @@ func (c *checker) bases() {
 			c.d.Bases = append(c.d.Bases, Base{Ref: s.base, Line: l, Column: col, From: true})
 		}
 		for n, st := range s.steps {
-			if st.fromImage != "" {
-				l, col := place(c.lines, c.stages[i].Commands[n].Location(), st.fromImage)
-				c.d.Bases = append(c.d.Bases, Base{Ref: st.fromImage, Line: l, Column: col})
+			add := func(ref string, mount bool) {
+				if ref != "" {
+					l, col := place(c.lines, c.stages[i].Commands[n].Location(), ref)
+					c.d.Bases = append(c.d.Bases, Base{Ref: ref, Line: l, Column: col, Mount: mount})
+				}
 			}
+			add(st.fromImage, false)
+			for _, m := range st.mounts {
+				add(m.fromImage, true)
+			}
+			c.d.Secrets = append(c.d.Secrets, st.secrets...)
 		}
 	}
 }
@@ -374,8 +408,9 @@ func (c *checker) stage(in *instructions.Stage) {
 			c.sayAt("--platform", "", "FROM --platform=%s: this machine builds linux/%s only", p, runtime.GOARCH)
 		}
 	}
-	c.env = map[string]string{}
+	c.env, c.dir = map[string]string{}, new("")
 	if s.on >= 0 {
+		c.dir = c.dirs[s.on]
 		for k, v := range c.envs[s.on] {
 			c.env[k] = v
 		}
@@ -386,7 +421,7 @@ func (c *checker) stage(in *instructions.Stage) {
 		c.command(cmd, &st)
 		s.steps = append(s.steps, st)
 	}
-	c.envs = append(c.envs, c.env)
+	c.envs, c.dirs = append(c.envs, c.env), append(c.dirs, c.dir)
 	c.d.stages = append(c.d.stages, s)
 }
 
@@ -444,12 +479,11 @@ func (c *checker) command(cmd instructions.Command, st *step) {
 	case *instructions.RunCommand:
 		st.run = true
 		for _, f := range v.FlagsUsed {
-			if f == "mount" {
-				c.sayAt("--mount", "RunMount", "RUN --mount is not possible here: the command would run without the mount; caches belong into build.command, and secrets for builds are planned")
-			} else {
+			if f != "mount" {
 				c.sayAt("--"+f, "RunFlag", "RUN --%s is not possible here", f)
 			}
 		}
+		c.mounts(v, st)
 		if len(v.Files) > 0 && strings.HasPrefix(v.Files[0].Data, "#!") {
 			c.say("RunHeredoc", "RUN with a here-document that begins with #!: name the program instead, as in RUN python3 <<EOF")
 		}
@@ -474,6 +508,7 @@ func (c *checker) command(cmd instructions.Command, st *step) {
 	case *instructions.WorkdirCommand:
 		c.reaches("WORKDIR", v.Path)
 		c.names(v.Path, &st.into, st)
+		c.workdir(v.Path)
 	case *instructions.VolumeCommand:
 		for _, v := range v.Volumes {
 			c.reaches("VOLUME", v)

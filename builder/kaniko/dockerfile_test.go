@@ -25,7 +25,15 @@ func TestRefused(t *testing.T) {
 		{"a link out as source", "FROM scratch\nCOPY bad/abs /x\n", []string{"line 2, column 6: COPY bad/abs leaves the build context"}},
 		{"a pattern that finds a link out", "FROM scratch\nCOPY dir/a \\\n  ev* /x/\n", []string{"line 2, column 3: COPY evil leaves"}},
 		{"missing source", "FROM scratch\n\nCOPY missing.txt /x\nCOPY *.none /x\n", []string{"line 3, column 6: COPY missing.txt: not in the build context", "line 4, column 6: COPY *.none: no file matches"}},
-		{"run with mounts", "FROM scratch\nRUN --mount=type=secret,id=t cat /run/secrets/t\nRUN --mount=type=cache,target=/c true\n", []string{"line 2, column 5: RUN --mount is not possible here", "line 3, column 5: RUN --mount"}},
+		{"run with mounts", "FROM x AS me\nRUN --mount=type=ssh true\nRUN --mount=target=/c,rw true\nRUN --mount=type=cache,target=/c,from=x true\nRUN --mount=type=tmpfs,target=/ true\n" +
+			"RUN --mount=type=tmpfs,target=/proc/x true\nRUN --mount=source=../x,target=/c true\nRUN --mount=from=1,target=/c true\nRUN --mount=from=me,target=/c true\n" +
+			"RUN --mount=type=tmpfs,target=/c/$NOPE true\nWORKDIR $NOPE\nRUN --mount=type=tmpfs,target=c true\nRUN --mount=type=cache,target=/c,ro true\nRUN --mount=target=/c,source=none true\nRUN --mount=type=tmp,target=/c true\n", []string{
+			"line 2, column 5: RUN --mount=type=ssh: is not possible here: a job has no agent", "line 3, column 5: RUN --mount=type=bind: rw is not possible", "line 4, column 5: RUN --mount=type=cache: from and source",
+			"line 5, column 5: RUN --mount: / can't be a target", "line 6, column 5: RUN --mount: target=/proc/x lies in /proc", "line 7, column 5: RUN --mount: source=../x leaves the build context",
+			"line 8, column 5: RUN --mount: from=1: there is no such stage", "line 9, column 5: RUN --mount: from=me: there is no such stage", "line 10, column 5: RUN --mount: the value of NOPE",
+			"line 12, column 5: RUN --mount: target=c is below a WORKDIR that is not known", "line 13, column 5: RUN --mount=type=cache: a cache that can't be written", `line 15, column 5: RUN --mount: unsupported mount type "tmp"`}},
+		{"a mount of what is not there", "FROM x\nRUN --mount=target=/c,source=none true\n", []string{"line 2, column 5: RUN none: not in the build context"}},
+		{"a mount through a link", "FROM x\nRUN --mount=target=/c,source=evil/etc true\n", []string{"line 2, column 5: RUN evil/etc leaves the build context through the symbolic link"}},
 		{"run with network", "FROM scratch\nRUN --network=none true\n", []string{"line 2, column 5: RUN --network"}},
 		{"run here-document with a program", "FROM scratch\nRUN <<EOF\n#!/bin/sh\necho hi\nEOF\n", []string{"line 2, column 1: RUN with a here-document that begins with #!"}},
 		{"add from the network", "FROM scratch\nADD https://example.com/x.tar /x\nADD git@example.com:a/b.git /y\nADD HTTP://example.com/z /z\n", []string{"line 2, column 5: ADD https://example.com/x.tar: fetching", "line 3, column 5: ADD git@", "line 4, column 5: ADD HTTP:"}},
@@ -79,6 +87,8 @@ func TestAccepted(t *testing.T) {
 		"stages":       "FROM x AS build\nRUN true\nFROM y\nCOPY --from=build /a /b\nCOPY --from=BUILD --chown=1000:1000 --link /a /b\nCOPY --from=busybox /bin/sh /sh\n",
 		"documents":    "FROM x\nRUN <<EOF\necho hi\nEOF\nCOPY <<a <<b /x/\n1\na\n2\nb\n",
 		"volume":       "FROM x\nVOLUME /data\n",
+		"mounts": "FROM x AS one\nARG D=dir\nWORKDIR rel\nRUN --mount=type=secret,id=T --mount=type=cache,target=/c/$D,sharing=locked --mount=type=tmpfs,target=t,size=1g --mount=source=$D,target=/s true\n" +
+			"FROM one\nRUN --mount=from=one,source=/a,target=b --mount=type=bind,from=busybox,target=/bb --mount=type=secret,env=T,id=T true\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dockerfile = strings.Replace(dockerfile, "only=\n", "", 1)

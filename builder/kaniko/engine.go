@@ -69,6 +69,8 @@ type Options struct {
 	// CacheBytes is about how much stays in CacheDir: what was not used for
 	// longest goes first. 0 means 10 GiB.
 	CacheBytes int64
+	// Secret is a secret of the job by name, as [builder.Options].Secret.
+	Secret func(name string) (builder.Secret, error)
 	// TmpDir holds the build context and the layers for a build's time; "" is
 	// the system's.
 	TmpDir string
@@ -105,6 +107,9 @@ func New(o Options) *Engine {
 	if o.Delay <= 0 {
 		e.o.Delay = time.Second
 	}
+	if o.Secret == nil {
+		e.o.Secret = func(string) (builder.Secret, error) { return builder.Secret{}, builder.ErrNoSecret }
+	}
 	return e
 }
 
@@ -120,6 +125,8 @@ type Source struct {
 	Args    map[string]string
 	Target  string
 	Cache   builder.Cache
+	// Secrets are names of those that instructions may mount.
+	Secrets []string
 	// List asks for the packages that the instructions installed.
 	List bool
 }
@@ -152,7 +159,7 @@ func (e *Engine) Build(ctx context.Context, req builder.Request) (builder.Image,
 	}
 	src := Source{
 		Path: req.Dockerfile.Path, Dockerfile: text, Args: req.Dockerfile.Args, Cache: req.Dockerfile.Cache,
-		Context: req.Code.FS, Paths: req.Code.Paths, List: req.Origin != nil,
+		Context: req.Code.FS, Paths: req.Code.Paths, Secrets: req.Secrets, List: req.Origin != nil,
 	}
 	r := e.registry()
 	tag, err := keyTag(req.Repository, req.Key)

@@ -284,7 +284,7 @@ func newFiles(t *testing.T, img v1.Image, below int) map[string]*tar.Header {
 }
 
 // tools are programs of this machine that make a base image which can RUN.
-var tools = []string{"dash", "cat", "ls", "id", "mkdir", "touch", "ln", "rm", "env", "chmod", "chown", "stat", "tr", "sleep", "mkfifo"}
+var tools = []string{"dash", "cat", "ls", "id", "mkdir", "touch", "ln", "rm", "env", "chmod", "chown", "stat", "tr", "sleep", "mkfifo", "cp", "wc"}
 
 // xattrTool is in the base where this machine has it.
 const xattrTool = "setfattr"

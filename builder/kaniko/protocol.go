@@ -27,7 +27,8 @@ const (
 )
 
 // Order is what the engine tells the executor in the sandbox. It holds no
-// credentials: a RUN can read everything that the executor can.
+// credentials but those that a RUN asks for: it can read everything that the
+// executor can.
 type Order struct {
 	Nonce      string
 	Dockerfile []byte
@@ -36,7 +37,11 @@ type Order struct {
 	// layers already: they only set what later ones see.
 	Chain []int
 	Skip  int
-	Name  string // of the stage, for people
+	// Until is where to stop, as a number of instructions.
+	Until int
+	// Env are variables of the commands that come from secrets.
+	Env  []string
+	Name string // of the stage, for people
 	// Args are given from outside, Meta declared before the first FROM.
 	Args, Meta map[string]string
 	// Config is a [v1.Config], that of the base image. Its files are the root

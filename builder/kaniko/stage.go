@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -75,7 +76,13 @@ func (b *build) close() {
 func (b *build) check() error {
 	d, err := Parse(b.src.Dockerfile, b.src.Args, b.src.Target)
 	if err == nil {
-		if found := d.check(b.files, nil); len(found) > 0 {
+		found := d.check(b.files, nil)
+		for _, p := range d.MissingSecrets(b.src.Secrets) {
+			if !p.Advice {
+				found = append(found, p)
+			}
+		}
+		if len(found) > 0 {
 			err = found
 		}
 	}
@@ -100,13 +107,9 @@ func (b *build) resolve(ctx context.Context) error {
 		if b.bases[base.Ref] != nil {
 			continue
 		}
-		verb := "FROM "
-		if !base.From {
-			verb = "COPY --from="
-		}
-		img, err := b.r.base(ctx, verb, base.Ref)
+		img, err := b.r.base(ctx, base.verb(), base.Ref)
 		if err == nil {
-			err = acceptable(verb+base.Ref, img)
+			err = acceptable(base.String(), img)
 		}
 		var input *builder.InputError
 		if errors.As(err, &input) {
@@ -183,6 +186,11 @@ func (b *build) stageKeys(i int) ([]string, error) {
 		case st.copies:
 			parts = append(parts, b.files.sum(st.sources, st.everything))
 		}
+		more, err := b.mountKeys(st)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, more...)
 		keys = append(keys, keyOf(parts...))
 	}
 	b.keys[i] = keys
@@ -259,12 +267,25 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 	if err := b.rights(ctx); err != nil {
 		return err
 	}
+	for {
+		to := at + piece(chain, at)
+		if err := b.carryOut(ctx, i, s, chain, keys, at, to); err != nil {
+			return err
+		}
+		if at = to; at == len(chain) {
+			return nil
+		}
+	}
+}
+
+// carryOut has one sandbox carry out the steps from number at to before to.
+func (b *build) carryOut(ctx context.Context, i int, s *built, chain []step, keys []string, at, to int) error {
 	config, err := s.base.ConfigFile()
 	if err != nil {
 		return b.r.failed("read", s.ref, err)
 	}
 	order := Order{
-		Dockerfile: b.src.Dockerfile, Skip: at, Name: b.d.stages[i].name, Args: b.d.args, Meta: b.d.meta,
+		Dockerfile: b.src.Dockerfile, Skip: at, Until: to, Name: b.d.stages[i].name, Args: b.d.args, Meta: b.d.meta,
 		From: map[int]int{}, Rootless: b.mode == sandbox.UserNS,
 	}
 	for k := i; k >= 0; k = b.d.stages[k].on {
@@ -275,7 +296,7 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 	}
 	var from [][]string
 	trees := map[int][]*rootfs.Tree{}
-	for n, st := range chain[at:] {
+	for n, st := range chain[at:to] {
 		var other *built
 		switch {
 		case st.fromStage >= 0:
@@ -293,20 +314,32 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 		order.From[at+n] = len(from)
 		from = append(from, dirs(trees[n]))
 	}
-	below, err := b.below(ctx, s, chain[at:], trees)
+	below, err := b.below(ctx, s, chain[at:to], trees)
 	if err != nil {
 		return err
+	}
+	var mounts mounted
+	if at < to && chain[at].alone() {
+		if mounts, err = b.mounted(ctx, chain[at], config.Config.WorkingDir); err != nil {
+			return err
+		}
+		defer mounts.done()
+		order.Env = mounts.env
 	}
 	b.runs++
 	inside := filepath.Join(b.work, fmt.Sprintf("kaniko-%d", b.runs))
-	outcome, err := b.child(ctx, inside, dirs(below), from, order)
+	outcome, err := b.child(ctx, inside, dirs(below), from, mounts.binds, order)
+	if errors.Is(err, fs.ErrNotExist) && slices.ContainsFunc(mounts.binds, func(m sandbox.Bind) bool { return m.Part != "" }) {
+		return &builder.InputError{What: fmt.Sprintf("line %d: RUN --mount=type=bind: its source is not there", chain[at].line), Next: "correct the Dockerfile", Err: err}
+	}
 	if err != nil {
 		return err
 	}
+	s.config = v1.Config{}
 	if err := json.Unmarshal(outcome.Config, &s.config); err != nil {
 		return fmt.Errorf("kaniko: the executor's answer: %w", err)
 	}
-	err = b.collect(ctx, s, chain, keys, at, below, filepath.Join(inside, "out"), outcome)
+	err = b.collect(ctx, s, chain[:to], keys, at, to == len(chain), below, filepath.Join(inside, "out"), outcome)
 	_ = rootfs.Remove(inside)
 	var input *builder.InputError
 	if err != nil && !errors.As(err, &input) && ctx.Err() == nil {
@@ -317,7 +350,7 @@ func (b *build) execute(ctx context.Context, i int, s *built, chain []step, keys
 
 // collect takes the new layers out of the executor's folder, and remembers
 // them for later builds.
-func (b *build) collect(ctx context.Context, s *built, chain []step, keys []string, at int, below []*rootfs.Tree, out string, o Outcome) error {
+func (b *build) collect(ctx context.Context, s *built, chain []step, keys []string, at int, whole bool, below []*rootfs.Tree, out string, o Outcome) error {
 	root, err := os.OpenRoot(out)
 	if err != nil {
 		return err
@@ -331,6 +364,9 @@ func (b *build) collect(ctx context.Context, s *built, chain []step, keys []stri
 	for n := at; n < len(chain); n++ {
 		h := v1.History{Created: v1.Time{Time: time.Unix(0, 0).UTC()}, CreatedBy: chain[n].title, EmptyLayer: true}
 		if slices.Contains(o.Layers, n) {
+			if err := b.reveals(root, fmt.Sprintf("%d.tar", n), chain[n]); err != nil {
+				return err
+			}
 			l, err := normalise(root, fmt.Sprintf("%d.tar", n), b.e.o.TmpDir, k)
 			if err != nil {
 				var input *builder.InputError
@@ -354,7 +390,7 @@ func (b *build) collect(ctx context.Context, s *built, chain []step, keys []stri
 			}
 		}
 		s.history = append(s.history, h)
-		last := n == len(chain)-1
+		last := whole && n == len(chain)-1
 		if !chain[n].run && !last {
 			continue
 		}

@@ -24,12 +24,13 @@ import (
 )
 
 // store keeps what is expensive to make again, in a folder that several
-// processes may share: unpacked images and layers, compressed layers, and
-// which layers a step has made. Losing any of it costs time only.
+// processes may share: unpacked images and layers, compressed layers, which
+// layers a step has made, and what RUNs keep in caches. Losing any of it costs time only.
 //
 //	tree/            unpacked files, a [rootfs.Store]
 //	blob/<sum>       a compressed layer
 //	step/<sum>.json  a prefix, see below
+//	mount/<sum>      a cache that RUNs mount
 //	packages/<version>-<sum>.json  the packages in a layer
 type store struct {
 	dir string
@@ -192,7 +193,7 @@ func (s *store) trim() error {
 	for _, t := range trees {
 		add(item{t.Size, t.Used, t.Drop})
 	}
-	for _, kind := range []string{"blob", "step", "packages"} {
+	for _, kind := range []string{"blob", "step", "packages", "mount"} {
 		list, err := os.ReadDir(filepath.Join(s.dir, kind))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -201,6 +202,10 @@ func (s *store) trim() error {
 			p := filepath.Join(s.dir, kind, e.Name())
 			st, err := os.Stat(p)
 			if err != nil {
+				continue
+			}
+			if st.IsDir() {
+				add(item{folderSize(p), st.ModTime(), func() bool { return dropFolder(p) }})
 				continue
 			}
 			add(item{st.Size(), st.ModTime(), func() bool { return os.Remove(p) == nil }})

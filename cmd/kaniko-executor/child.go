@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -148,6 +149,10 @@ func (s *stage) carryOut() error {
 	for _, i := range s.order.Chain {
 		s.cmdSet = false
 		for _, cmd := range all[i].Commands {
+			if s.place == s.order.Until {
+				s.title, s.line = "", 0
+				return nil
+			}
 			s.title, s.line = fmt.Sprint(cmd), 0
 			if l := cmd.Location(); len(l) > 0 {
 				s.line = l[0].Start.Line
@@ -289,6 +294,7 @@ func (s *stage) run(c *instructions.RunCommand) (bool, error) {
 		return false, err
 	}
 	config := s.config
+	config.Env = slices.Concat(config.Env, s.order.Env)
 	if s.order.Rootless {
 		// It is root already, and where USER says so kaniko would also set
 		// root's groups, which nobody may without root on this machine.
