@@ -82,7 +82,13 @@ func (s *state) hideSecrets(p *project.Project) error {
 // tools write variables into what they make more often than people know.
 func (s *state) checkRevealed(ctx context.Context, p *project.Project, plan *BuildPlan) error {
 	names := secretNames(p)
-	if len(names) == 0 {
+	var paths []string
+	for _, img := range plan.Images {
+		if img.Action == "build" {
+			paths = append(paths, plan.Files(img)...)
+		}
+	}
+	if len(names) == 0 || len(paths) == 0 {
 		return nil
 	}
 	tree, err := os.OpenRoot(s.Job.Dir)
@@ -90,10 +96,6 @@ func (s *state) checkRevealed(ctx context.Context, p *project.Project, plan *Bui
 		return err
 	}
 	defer tree.Close()
-	paths := slices.Clone(plan.Shared)
-	for _, img := range plan.Images {
-		paths = append(paths, img.Files...)
-	}
 	slices.Sort(paths)
 	file, secret, err := s.World.Reveals(ctx, tree.FS(), slices.Compact(paths), names)
 	if file != "" {
