@@ -180,3 +180,46 @@ test "$(stat -c %a /run/secrets/*)" = "$(printf '400\n400')"
 	l.newPipeline()
 	l.refused(l.run("prepare,test,build", env...), 1, "E1301", "dist/js/app.js holds the value of the secret UPSTREAM")
 }
+
+// An instruction has the secrets that it mounts, as the job has them.
+func TestSecretsOfDockerfiles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs kaniko over a real base image, which takes seconds")
+	}
+	if mode, why := sandbox.Detect(t.Context()); mode == sandbox.None {
+		t.Skip("kaniko needs a sandbox: ", why)
+	}
+	checkout, err := devenv.Where()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(checkout, "bin")
+	if _, err := os.Stat(filepath.Join(bin, "kaniko-executor")); err != nil {
+		t.Skip("needs bin/kaniko-executor: run make build")
+	}
+	l := newLab(t)
+	l.publish(devenv.Release{})
+	const key = "kw9-upstream-key"
+	l.write(map[string]string{
+		"faas.yml": shop + "build: {builder: dockerfile, secrets: [UPSTREAM]}\n",
+		"Dockerfile": `ARG FAAS_BASE
+FROM ${FAAS_BASE}
+USER 0:0
+WORKDIR /app
+COPY . ./
+RUN --mount=type=secret,id=UPSTREAM,required ["/usr/bin/node", "-e", "const key = require('fs').readFileSync('/run/secrets/UPSTREAM'); console.log('key ' + key + ' ' + process.env.UPSTREAM); require('fs').writeFileSync('sum', require('crypto').createHash('sha256').update(key).digest('hex'))"]
+`,
+	})
+	l.environ = []string{"PATH=" + bin + string(os.PathListSeparator) + os.Getenv("PATH"), "UPSTREAM=" + key}
+	o := l.ok("prepare,build")
+	image := everything(t, o.report.Result.Images[0].Ref)
+	if sum := fmt.Sprintf("%x", sha256.Sum256([]byte(key))); !strings.Contains(image, sum) {
+		t.Errorf("the instruction did not see it:\n%s", o.log)
+	}
+	if strings.Contains(image+o.log+o.stdout, key) || !strings.Contains(o.log, "key [MASKED] undefined") {
+		t.Errorf("the image or the log has it:\n%s", o.log)
+	}
+	l.newPipeline()
+	l.write(map[string]string{"faas.yml": shop + "build: {builder: dockerfile}\n"})
+	l.refused(l.run("prepare,build"), 1, "E1301", "line 6, column 5: RUN --mount=type=secret: build.secrets does not list UPSTREAM")
+}
