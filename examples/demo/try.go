@@ -53,10 +53,21 @@ func try(ctx context.Context, dir, sandbox string, stdout, stderr io.Writer) (er
 	if err != nil {
 		return err
 	}
-	environ := append(os.Environ(), "FAAS_PLATFORM_DIR="+platform.Dir)
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	here := map[string]string{
+		"FAAS_PLATFORM_DIR": platform.Dir,
+		"PATH":              filepath.Dir(self) + string(os.PathListSeparator) + os.Getenv("PATH"), // kaniko-executor is built beside this program
+	}
+	environ := os.Environ()
+	for name, value := range here {
+		environ = append(environ, name+"="+value)
+	}
 	getenv := func(name string) string {
-		if name == "FAAS_PLATFORM_DIR" {
-			return platform.Dir
+		if value, ok := here[name]; ok {
+			return value
 		}
 		return os.Getenv(name)
 	}
