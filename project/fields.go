@@ -426,7 +426,7 @@ func (f fieldsOf) build() *spec {
 		field{name: "output", doc: "Folder that the command fills.", spec: repoPath("a folder")},
 		field{name: "dockerfile", doc: "Default Dockerfile.", spec: repoPath("a file")},
 		field{name: "image", doc: "The finished image of builder none.", spec: matching(`^[a-z0-9][-A-Za-z0-9_./:]*(@sha256:[0-9a-f]{64})?$`, "an image", "registry.example/team/app@sha256:…", 500)},
-		field{name: "env", doc: "Variables of the build commands.", spec: f.environment()},
+		field{name: "env", doc: "Variables of the build commands, and values of a Dockerfile's ARGs.", spec: f.environment()},
 		field{name: "secrets", doc: "CI variables that only install, command and RUN --mount=type=secret see; also files in /run/secrets.", spec: names},
 	)
 }

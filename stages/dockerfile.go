@@ -1,10 +1,12 @@
 package stages
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 
@@ -23,6 +25,49 @@ import (
 //	ARG FAAS_BASE
 //	FROM $FAAS_BASE
 const argBase = "FAAS_BASE"
+
+// argBuild is the one with the runtime's build image, which has a shell and the
+// package manager, for stages that only make something.
+const argBuild = "FAAS_BUILD_IMAGE"
+
+// buildArgs are what a Dockerfile's ARGs are given: build.env, and the
+// platform's images.
+func buildArgs(p *project.Project, img PlannedImage, c bundle.Cluster, rt bundle.Runtime) map[string]string {
+	args := map[string]string{}
+	for _, u := range p.Units {
+		if slices.Contains(img.Units, u.Name) {
+			maps.Copy(args, u.Build.Env) // the same of all that share the image
+		}
+	}
+	for name, ref := range map[string]string{argBase: rt.Base, argBuild: rt.Build} {
+		delete(args, name)
+		if ref != "" {
+			args[name] = c.Image(ref)
+		}
+	}
+	return args
+}
+
+// onBuildImages are the Dockerfiles among the units' that name [argBuild]: the
+// build image takes part in what they make. One that can't be read is told when
+// it is looked at.
+func (s *state) onBuildImages(p *project.Project) (map[string]bool, error) {
+	out := map[string]bool{}
+	tree, err := os.OpenRoot(s.Job.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer tree.Close()
+	for _, u := range p.Units {
+		if u.Build.Builder != "dockerfile" {
+			continue
+		}
+		if text, err := tree.ReadFile(u.Build.Dockerfile); err == nil && bytes.Contains(text, []byte(argBuild)) {
+			out[u.Build.Dockerfile] = true
+		}
+	}
+	return out, nil
+}
 
 // onTop makes function images from Dockerfiles: one engine carries the
 // instructions out, then the adapter, the entry point, the working directory
@@ -127,10 +172,7 @@ func (s *state) readDockerfiles(ctx context.Context, p *project.Project, plan *B
 		if img.Engine != EngineDockerfile {
 			continue
 		}
-		args := map[string]string{}
-		if rt, ok := s.Bundle.Meta.Runtimes[img.Runtime]; ok {
-			args[argBase] = site.Cluster.Image(rt.Base)
-		}
+		args := buildArgs(p, *img, site.Cluster, s.Bundle.Meta.Runtimes[img.Runtime])
 		look := look{tree: tree.FS(), file: img.Dockerfile, paths: plan.Files(*img), args: args, own: own, policy: policy, secrets: buildSecrets(p, *img),
 			// What the command is yet to make can't be looked for.
 			early: p.Build.Command != "" && !s.commandRan}
@@ -189,7 +231,7 @@ func (l look) bases(list []kaniko.Base) (found kaniko.Problems) {
 		switch pinned := kaniko.Pinned(b.Ref); {
 		case l.own[b.Ref]:
 		case !l.policy.MayUseBase(b.Ref):
-			say("BaseNotAllowed", false, "the platform's policy does not allow this image; stand on $"+argBase+", or ask the platform team to list it in policy.yml, bases")
+			say("BaseNotAllowed", false, "the platform's policy does not allow this image; stand on $"+argBase+" or $"+argBuild+", or ask the platform team to list it in policy.yml, bases")
 		case !pinned && !l.policy.MayFloat(b.Ref):
 			say("BaseNotPinned", false, "name the image by digest (…@sha256:…): what a tag points to may change without a change here")
 		case !pinned:

@@ -14,7 +14,7 @@ import (
 // only advice as that.
 func TestDockerfileFindings(t *testing.T) {
 	digest := "@sha256:" + strings.Repeat("a", 64)
-	own := "registry.example/base/nodejs18" + digest
+	own, build := "registry.example/base/nodejs18"+digest, "registry.example/build/nodejs18"+digest
 	policy, err := bundle.ParsePolicy([]byte("version: 1\nbases: [\"registry.example/ok/*\"]\nunpinned: [\"registry.example/ok/float\"]\n"))
 	if err != nil {
 		t.Fatal(err)
@@ -25,6 +25,7 @@ func TestDockerfileFindings(t *testing.T) {
 		refused, advice  []string // beginnings
 	}{
 		{name: "the bundle's base", dockerfile: "ARG FAAS_BASE\nFROM $FAAS_BASE\nCOPY index.js /app/\n"},
+		{name: "the bundle's build image", dockerfile: "ARG FAAS_BUILD_IMAGE\nARG FAAS_BASE\nFROM $FAAS_BUILD_IMAGE AS made\nFROM $FAAS_BASE\nCOPY --from=made /a /app/\n"},
 		{name: "scratch and stages", dockerfile: "FROM scratch AS a\nFROM a\n"},
 		{name: "by digest", dockerfile: "FROM registry.example/ok/x" + digest + "\n"},
 		{name: "not on the list", dockerfile: "FROM elsewhere/x" + digest + "\n", refused: []string{"line 1, column 6: FROM elsewhere/x" + digest + ": the platform's policy does not allow"}},
@@ -48,7 +49,7 @@ func TestDockerfileFindings(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			l := look{
 				tree: fstest.MapFS{"Dockerfile": {Data: []byte(tt.dockerfile)}, "index.js": {}, "tests/a.js": {}}, file: "Dockerfile", paths: []string{"index.js"},
-				args: map[string]string{argBase: own}, own: map[string]bool{own: true}, policy: policy, early: tt.early, secrets: []string{"TOKEN"},
+				args: map[string]string{argBase: own, argBuild: build}, own: map[string]bool{own: true, build: true}, policy: policy, early: tt.early, secrets: []string{"TOKEN"},
 			}
 			found, err := l.findings()
 			if err != nil {

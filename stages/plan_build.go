@@ -114,6 +114,8 @@ type BuildInput struct {
 	Runtimes map[string]RuntimeFacts
 	// Files are the work tree's, with the sums of all that take part.
 	Files []File
+	// OnBuildImage are the Dockerfiles that name the runtime's build image.
+	OnBuildImage map[string]bool
 	// Sets are the project's of Files; nil sorts them.
 	Sets *project.FileSets
 	// Reads is the sum of what build.command can read; empty where there is
@@ -154,6 +156,7 @@ func PlanBuild(in BuildInput) (BuildPlan, error) {
 		Bundle: in.Bundle, Repository: in.Repository, Images: []PlannedImage{},
 	}
 	code := codeOf(in.Project, in.Files, in.Sets)
+	code.onBuildImage = in.OnBuildImage
 	plan.Shared = code.sets.Shared
 	commandBuild := in.Runtimes[commandRuntime(in.Project, "")].Build
 	groups := map[string]*PlannedImage{}
@@ -283,7 +286,8 @@ type code struct {
 	shared string
 	own    map[string]string // by source folder; none for an empty one
 	// split reports whether any function has a source of its own.
-	split bool
+	split        bool
+	onBuildImage map[string]bool // by Dockerfile
 }
 
 func codeOf(p *project.Project, files []File, sets *project.FileSets) code {
@@ -425,15 +429,18 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 			builds = append(builds, commandBuild)
 		}
 	}
+	if img.Engine == EngineDockerfile && c.onBuildImage[b.Dockerfile] && !slices.Contains(builds, rt.Build) {
+		builds = append(builds, rt.Build)
+	}
 	if len(builds) > 0 {
 		list = append(list, Input{inputBuildImage, sumOf(builds...)})
 	}
+	env := make([]string, 0, len(b.Env))
+	for k, v := range b.Env {
+		env = append(env, k+"\x00"+v)
+	}
+	slices.Sort(env)
 	if b.Command != "" || b.Install != "" {
-		env := make([]string, 0, len(b.Env))
-		for k, v := range b.Env {
-			env = append(env, k+"\x00"+v)
-		}
-		slices.Sort(env)
 		list = append(list, Input{"build command", sumOf(append([]string{b.Install, b.Command, b.Output}, env...)...)})
 	}
 	if len(b.Secrets) > 0 { // their names alone: another value is no other input
@@ -443,6 +450,9 @@ func inputs(u project.Unit, rt RuntimeFacts, img PlannedImage, c code, sources [
 		list = append(list, Input{"builder", sumOf(b.Builder, b.Dockerfile, b.Image)})
 	}
 	if b.Builder == "dockerfile" {
+		if len(env) > 0 {
+			list = append(list, Input{"build arguments", sumOf(env...)})
+		}
 		// The instructions take part also when `package` leaves them out.
 		for _, f := range dockerfiles(b.Dockerfile) {
 			if f == b.Dockerfile || c.sums[f] != "" {

@@ -106,6 +106,42 @@ func TestBuildPlanKeys(t *testing.T) {
 	}
 }
 
+// A Dockerfile's image depends on what its arguments are given, and on the
+// build image where it names that.
+func TestDockerfileKeys(t *testing.T) {
+	in := func(build string, change func(*BuildInput)) BuildInput {
+		p := parse(t, strings.Replace(twoFunctions, "deploy:", "build: "+build+"\ndeploy:", 1))
+		in := buildInput(p, "Dockerfile=d", "list/index.js=a", "quote/index.js=b")
+		change(&in)
+		return in
+	}
+	same := func(*BuildInput) {}
+	newBuildImage := func(in *BuildInput) {
+		r := in.Runtimes["nodejs18"]
+		r.Build = "sha256:new"
+		in.Runtimes["nodejs18"] = r
+	}
+	onBuildImage := func(in *BuildInput) { in.OnBuildImage = map[string]bool{"Dockerfile": true} }
+	const plain, one = "{builder: dockerfile}", "{builder: dockerfile, env: {A: \"1\"}}"
+	tests := map[string]struct {
+		before, after BuildInput
+		want          string
+	}{
+		"nothing":             {in(one, same), in(one, same), ""},
+		"an argument":         {in(plain, same), in(one, same), "list quote"},
+		"another value":       {in(one, same), in("{builder: dockerfile, env: {A: \"2\"}}", same), "list quote"},
+		"build image unused":  {in(plain, same), in(plain, newBuildImage), ""},
+		"build image as FROM": {in(plain, onBuildImage), in(plain, func(in *BuildInput) { onBuildImage(in); newBuildImage(in) }), "list quote"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := changed(keys(t, tt.before), keys(t, tt.after)); got != tt.want {
+				t.Errorf("changed %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestUnitsShareAnImage(t *testing.T) {
 	p := parse(t, strings.ReplaceAll(strings.ReplaceAll(twoFunctions, "source: list, ", ""), "source: quote, ", ""))
 	plan, err := PlanBuild(buildInput(p, "list/index.js=a", "quote/index.js=b"))

@@ -99,10 +99,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 	}
 	req.Config.Labels = s.ociLabels(img)
 	if img.Engine == EngineDockerfile {
-		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile, Args: map[string]string{}}
-		if ok {
-			req.Dockerfile.Args[argBase] = base.String()
-		}
+		req.Dockerfile = &builder.Dockerfile{FS: s.tree.FS(), Path: img.Dockerfile, Args: buildArgs(p, img, site.Cluster, rt)}
 		if req.Dockerfile.Cache, err = s.instructionCache(plan); err != nil {
 			return builder.Request{}, err
 		}

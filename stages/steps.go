@@ -209,6 +209,9 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 		return BuildPlan{}, err
 	}
 	in.Live = s.live
+	if in.OnBuildImage, err = s.onBuildImages(p); err != nil {
+		return BuildPlan{}, err
+	}
 	if p.Build.Command != "" && !s.commandRan {
 		read, err := s.commandReads(ctx, p, files)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/internal/run"
@@ -85,6 +86,12 @@ func (b *build) child(ctx context.Context, inside string, lower []string, from [
 		what := "the Dockerfile can't be built"
 		if o.Command != "" {
 			what = fmt.Sprintf("line %d: %s", o.Line, o.Command)
+		}
+		if strings.HasSuffix(o.Failure, "/sh: no such file or directory") {
+			return o, &builder.InputError{
+				What: what + ": this stage's image has no shell",
+				Next: "run it in a stage on an image that has one and COPY --from that, or write the command as JSON",
+			}
 		}
 		return o, &builder.InputError{What: what, Next: "read the output above and correct the Dockerfile", Err: errors.New(o.Failure)}
 	case err != nil:

@@ -40,6 +40,12 @@ var quirks = []quirk{
 		want:       map[string]string{"/a": "one\n", "/b": "/bin/sh two\n", "/c": "three /root\n", "/d": "four\n"},
 	},
 	{
+		name:       "RUN without a shell",
+		dockerfile: "FROM scratch\nCOPY x /\nRUN echo\n",
+		files:      fstest.MapFS{"x": text("x")},
+		refused:    "line 3: RUN echo: this stage's image has no shell",
+	},
+	{
 		name:       "COPY of here-documents",
 		dockerfile: "FROM BASE\nARG WHO=me\nCOPY <<EOF /x\nhi $WHO \"q\"\nEOF\nCOPY <<'a' <<b /dir/\n$WHO\na\n2\nb\n",
 		want:       map[string]string{"/x": "hi me \"q\"\n", "/dir/a": "$WHO\n", "/dir/b": "2\n"},

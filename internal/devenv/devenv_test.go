@@ -298,15 +298,20 @@ ENTRYPOINT ["/usr/bin/node", "/opt/faas/adapter/main.js"]
 	// adapters, entry points and users: those come on top.
 	w.publish(Release{Version: "2"})
 	if err := w.repo.Write(map[string]string{
-		"faas.yml": "version: 1\nservice: hello\nprovider: {runtime: nodejs18}\nbuild: {builder: dockerfile}\n" +
+		"faas.yml": "version: 1\nservice: hello\nprovider: {runtime: nodejs18}\nbuild: {builder: dockerfile, env: {WHERE: made in RUN}}\n" +
 			"functions:\n  hello: {handler: index.handler, events: [{http: {path: /hello}}]}\n",
 		"index.js": "exports.handler = async () => require('fs').readFileSync('made.txt', 'utf8') + ' by ' + process.getuid();\n",
 		"Dockerfile": `ARG FAAS_BASE
+ARG FAAS_BUILD_IMAGE
+FROM ${FAAS_BUILD_IMAGE} AS made
+ARG WHERE
+USER 0:0
+RUN npm --version && printf '%s' "$WHERE" >/made.txt
 FROM ${FAAS_BASE}
 USER 0:0
 WORKDIR /app
 COPY index.js ./
-RUN ["/usr/bin/node", "-e", "require('fs').writeFileSync('made.txt', 'made in RUN')"]
+COPY --from=made /made.txt ./
 CMD ["never"]
 `,
 	}); err != nil {
