@@ -178,8 +178,7 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		cancel(err)
 	} else {
 		b.up.Go(func() error {
-			_, err := b.ensure(b.upCtx, bytesBlob("configuration", config), nil, false)
-			return err
+			return b.configuration(b.upCtx, bytesBlob("configuration", config))
 		})
 		if req.Origin != nil {
 			b.up.Go(func() error { return b.referrers(b.upCtx, bom, manifest) })
@@ -192,12 +191,6 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 	if err != nil {
 		return Image{}, err
 	}
-	if err := s.PutManifest(ctx, tag, types.OCIManifestSchema1, manifest); err != nil {
-		if errors.Is(err, registry.ErrBlobUnknown) {
-			e.memo.distrust(req.Repository, blobsOf(base, parts, config))
-		}
-		return Image{}, err
-	}
 	image := Image{Ref: req.Repository.Digest(sumOf(manifest).String()), Sandbox: b.ran.Sandbox, BuildImage: b.ran.Image, Unboxed: b.ran.Why, Referrers: b.beside, Warnings: b.warnings}
 	for i, l := range base.manifest.Layers {
 		image.Layers = append(image.Layers, Layer{Title: "base", Digest: l.Digest.String(), Size: l.Size, Reused: baseReused[i].reused, Took: baseReused[i].took})
@@ -206,6 +199,21 @@ func (e *Layers) assemble(ctx context.Context, s *registry.Session, req Request,
 		if p != nil {
 			image.Layers = append(image.Layers, Layer{Title: p.title, Digest: p.info.Digest.String(), Size: p.info.Size, Reused: p.reused, Took: p.took})
 		}
+	}
+	// A tag that does not come about after all costs the next build a question.
+	e.memo.later("built", tag.Name(), image.Layers)
+	if !e.memo.load("pushed", req.Repository.Name(), new(bool)) {
+		e.memo.later("pushed", req.Repository.Name(), true)
+	}
+	var notes sync.WaitGroup
+	notes.Go(e.memo.flush)
+	err = s.PutManifest(ctx, tag, types.OCIManifestSchema1, manifest)
+	notes.Wait()
+	if err != nil {
+		if errors.Is(err, registry.ErrBlobUnknown) {
+			e.memo.distrust(req.Repository, blobsOf(base, parts, config))
+		}
+		return Image{}, err
 	}
 	return image, nil
 }
@@ -291,6 +299,20 @@ func (b *build) ensure(ctx context.Context, blob registry.Blob, from *name.Repos
 	}
 	b.e.memo.saw(repo, blob.Digest)
 	return mounted, nil
+}
+
+// configuration brings the image's into its repository. No other image has the
+// same, so that it is worth no note.
+func (b *build) configuration(ctx context.Context, blob registry.Blob) error {
+	repo := b.req.Repository
+	if !b.force && b.e.memo.holds(repo, blob.Digest) {
+		return nil
+	}
+	_, err := b.e.watched(b.req.Name, blob, func(blob registry.Blob) (bool, error) { return b.s.Push(ctx, repo, blob, nil) })
+	if err == nil {
+		b.e.memo.sawNow(repo, blob.Digest)
+	}
+	return err
 }
 
 // builtIn brings a built-in layer into the image's repository.

@@ -206,6 +206,7 @@ func (e *Layers) Build(ctx context.Context, req Request) (Image, error) {
 	}
 	s := e.reg.Session()
 	image, err := e.build(ctx, s, req)
+	e.memo.flush() // what a build that failed has seen
 	image.Name, image.Key, image.Engine = req.Name, req.Key, "layer"
 	image.Requests, image.Uploaded = s.Requests(), s.Sent()
 	if err != nil {
@@ -261,7 +262,5 @@ func (e *Layers) build(ctx context.Context, s *registry.Session, req Request) (I
 		return Image{}, err
 	}
 	e.memo.appeared(tag)
-	e.memo.save("built", tag.Name(), image.Layers)
-	e.memo.save("pushed", req.Repository.Name(), true)
 	return image, nil
 }

@@ -22,6 +22,7 @@ type memo struct {
 
 	mu     sync.Mutex
 	kept   map[string][]byte               // entries of the folder, kind and key joined
+	due    [][2]string                     // kind and key of entries that flush writes
 	blobs  map[string]map[string]time.Time // digest → repository → when it was seen there
 	absent map[string]bool                 // tags that this process has looked for
 	cells  map[string]*cell
@@ -90,16 +91,44 @@ func (m *memo) load(kind, key string, v any) bool {
 
 // save writes an entry; a folder that can't be written to forgets.
 func (m *memo) save(kind, key string, v any) {
+	m.later(kind, key, v)
+	m.flush()
+}
+
+// later is save for an entry that flush writes: to make a file can take as long
+// as a request, and nobody has to wait for it in between.
+func (m *memo) later(kind, key string, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.kept[kind+" "+key] = b
-	m.mu.Unlock()
-	if m.dir == "" {
-		return
+	if m.dir != "" {
+		m.due = append(m.due, [2]string{kind, key})
 	}
+}
+
+// flush writes what is due. An entry that was dropped meanwhile is not.
+func (m *memo) flush() {
+	m.mu.Lock()
+	due := m.due
+	m.due = nil
+	m.mu.Unlock()
+	var all sync.WaitGroup
+	for _, d := range due {
+		m.mu.Lock()
+		b, ok := m.kept[d[0]+" "+d[1]]
+		m.mu.Unlock()
+		if ok {
+			all.Go(func() { m.write(d[0], d[1], b) })
+		}
+	}
+	all.Wait()
+}
+
+func (m *memo) write(kind, key string, b []byte) {
 	name := m.file(kind, key)
 	if os.MkdirAll(filepath.Dir(name), 0o755) != nil {
 		return
@@ -139,21 +168,26 @@ func (m *memo) holds(repo name.Repository, h v1.Hash) bool {
 	return age >= 0 && age < m.life
 }
 
-// saw remembers that repo holds the blob.
+// saw remembers that repo holds the blob. For other processes it is due.
 func (m *memo) saw(repo name.Repository, h v1.Hash) {
-	now := m.now()
+	if now, known := m.sawNow(repo, h); !known {
+		m.later("blob", repo.Name()+"@"+h.String(), now)
+	}
+}
+
+// sawNow is saw for this process alone: of a blob that no later build asks for.
+func (m *memo) sawNow(repo name.Repository, h v1.Hash) (now time.Time, known bool) {
+	now = m.now()
 	m.mu.Lock()
 	where := m.blobs[h.String()]
 	if where == nil {
 		where = map[string]time.Time{}
 		m.blobs[h.String()] = where
 	}
-	_, known := where[repo.Name()]
+	_, known = where[repo.Name()]
 	where[repo.Name()] = now
 	m.mu.Unlock()
-	if !known {
-		m.save("blob", repo.Name()+"@"+h.String(), now)
-	}
+	return now, known
 }
 
 // elsewhere finds another repository of the same registry that this process

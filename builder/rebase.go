@@ -45,6 +45,7 @@ type Rebase struct {
 func (e *Layers) Rebase(ctx context.Context, r Rebase) (Image, error) {
 	s := e.reg.Session()
 	image, err := e.rebase(ctx, s, r)
+	e.memo.flush()
 	image.Engine, image.Requests, image.Uploaded = "layer", s.Requests(), s.Sent()
 	if err != nil {
 		if ctx.Err() != nil {
