@@ -59,10 +59,7 @@ func (s *state) commandReads(ctx context.Context, p *project.Project, known []Fi
 	sum := newSummer()
 	list := func(parts ...string) { sum.add(sumOf(parts...)) }
 	b := p.Build
-	line, home := p.Build.Command, map[string][]byte{}
-	if s.World.Shell != nil {
-		line, home = s.World.Shell(s.nodeKind(p), line)
-	}
+	line, home := s.World.Shell(s.nodeKind(p), b.Command)
 	list(readsVersion, b.Install, b.Command, line, b.Output, p.Test.Command, s.variable("TZ"))
 	for _, file := range slices.Sorted(maps.Keys(home)) {
 		list(file, string(home[file]))
@@ -101,7 +98,7 @@ func (s *state) commandFiles(ctx context.Context, p *project.Project, known []Fi
 	var err error
 	if s.looked != nil {
 		paths, _, err = s.looked.wait()
-	} else if _, missing := os.Lstat(filepath.Join(dir, ".git")); missing == nil {
+	} else if _, missing := os.Lstat(filepath.Join(dir, gitDir)); missing == nil {
 		paths, err = tracked(ctx, dir)
 	}
 	if err != nil {
@@ -120,7 +117,7 @@ func (s *state) commandFiles(ctx context.Context, p *project.Project, known []Fi
 			switch rel = filepath.ToSlash(rel); {
 			case rel == ".":
 				return nil
-			case rel == ".git" || rel == WorkDir || at == cache || d.IsDir() && (caches[d.Name()] || output != "" && rel == path.Clean(output)):
+			case rel == gitDir || rel == WorkDir || at == cache || d.IsDir() && (caches[d.Name()] || output != "" && rel == path.Clean(output)):
 				if d.IsDir() {
 					return fs.SkipDir
 				}

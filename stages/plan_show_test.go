@@ -68,6 +68,7 @@ func asker(t *testing.T, environment string, files map[string]string) *Runner {
 		return name.Digest{}, false, nil
 	}
 	r.World.FindMade = r.World.Exists
+	r.World.Shell = func(_, command string) (string, map[string][]byte) { return command, nil }
 	r.World.Target = func(context.Context, bundle.Site) (Target, error) { return Target{}, errors.New("no credentials here") }
 	return r
 }

@@ -442,12 +442,16 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 		vars = append(vars, k+"="+v)
 	}
 	slices.Sort(vars)
-	if s.Bundle.Meta.Runtimes[commandRuntime(p, language)].Language == "node" {
+	runtime := s.Bundle.Meta.Runtimes[commandRuntime(p, language)]
+	if runtime.Language == "node" {
 		var files map[string][]byte
 		line, files = s.World.Shell(s.nodeKind(p), line)
 		for file, data := range files {
 			home[file] = data
 		}
+	}
+	if runtime.Language == "java" && fewClasses(s.Job.Dir) {
+		home[".mavenrc"] = []byte(mavenStart)
 	}
 	out := &lineWriter{log: s.Log}
 	defer out.flush()

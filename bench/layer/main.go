@@ -62,6 +62,7 @@ func (s *settings) build(ctx context.Context, j program.Job) (builder.Image, err
 	}
 	cmd := exec.CommandContext(ctx, "sh", "-ec", s.command)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = j.Dir, os.Stderr, os.Stderr
+	cmd.Env = append(os.Environ(), "MAVEN_OPTS=-XX:TieredStopAtLevel=1") // as in stages/maven.go
 	if err := cmd.Run(); err != nil {
 		return builder.Image{}, fmt.Errorf("%s: %w", s.command, err)
 	}

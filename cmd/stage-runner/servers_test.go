@@ -299,14 +299,20 @@ func TestMavenBuild(t *testing.T) {
 	if strings.Contains(o.log+o.stdout, token) {
 		t.Error("the log tells the token")
 	}
-	// Equal inputs are the same image.
-	l.newPipeline()
-	o = l.ok("prepare,test,build", env...)
-	if !o.report.Result.Images[0].Reused {
-		t.Errorf("built again:\n%s", o.log)
-	}
 	if !regexp.MustCompile(`sandbox: namespaces, build image sha256:`).MatchString(o.log) {
 		t.Errorf("the log does not say where Maven ran:\n%s", o.log)
+	}
+	// Equal inputs are the same image, without Maven; another source is not.
+	l.newPipeline()
+	o = l.ok("prepare,test,build", env...)
+	if !o.report.Result.Images[0].Reused || !strings.Contains(o.log, "nothing that build.command reads has changed") || strings.Contains(o.log, "BUILD SUCCESS") {
+		t.Errorf("built again:\n%s", o.log)
+	}
+	l.write(map[string]string{main: strings.ReplaceAll(string(code), "hello from Java", "hello from a change")})
+	l.newPipeline()
+	o = l.ok("prepare,test,build", env...)
+	if o.report.Result.Images[0].Reused || !strings.Contains(o.log, "BUILD SUCCESS") {
+		t.Errorf("not built again:\n%s", o.log)
 	}
 	// Gradle is planned, and said to be.
 	l.newPipeline()
