@@ -33,7 +33,15 @@ test: build ## all tests that need no root, cluster or Docker
 	@# As go test ./..., and in the end how many tests were skipped, and why.
 	set -o pipefail; $(GO) test -json ./... | $(GO) run ./tools/skips
 
-# What make images makes: about 350 MB of packages, and 700 MB of images.
+# What the tests above leave out because it takes minutes: compilers, Maven, and
+# where npm's registry answers, other package managers.
+.PHONY: test-images
+test-images: build ## slow tests with the real base and build images; made if missing
+	@'$(BIN)/faasctl' image build $(filter-out runner,$(IMAGES)) >/dev/null
+	@set -o pipefail; if npm view --silent pnpm version >/dev/null 2>&1; then export KUROKO_TEST_NPM=1; fi; \
+	KUROKO_TEST_IMAGES=1 $(GO) test -json -count=1 -run '^TestReal|^TestMavenBuild$$' ./builder ./builder/debian ./cmd/stage-runner | $(GO) run ./tools/skips
+
+# What make images makes: about 420 MB of packages, and 770 MB of images.
 RUNTIMES := nodejs18 python3.11 java17
 IMAGES ?= $(RUNTIMES:%=base/%) $(RUNTIMES:%=build/%) runner
 # A folder with seed/ in it: platform.json and the seed bundle of the runner image.

@@ -47,12 +47,29 @@ func (b *build) npmInstall(ctx context.Context, manifest, lock []byte) (*layer.L
 		return nil, fmt.Errorf("builder: %w", err)
 	}
 	defer root.Close()
+	if err := forgetSettings(root); err != nil {
+		return nil, fmt.Errorf("builder: %w", err)
+	}
 	l, err := layer.FromTree(ctx, o.TempDir, layer.Gzip, layer.Tree{FS: root.FS(), Prefix: path.Join("/", d.Prefix, "node_modules")})
 	if errors.Is(err, layer.ErrLinkLeaves) {
 		return nil, &InputError{What: "install the dependencies",
 			Next: "publish the linked package, or bundle it into the code (workspaces and file: dependencies are not supported)", Err: err}
 	}
 	return l, err
+}
+
+// forgetSettings removes what node-gyp noted of the installer's settings, the
+// registry's address of that very installation among them.
+func forgetSettings(mods *os.Root) error {
+	return fs.WalkDir(mods.FS(), ".", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() != "config.gypi" || path.Base(path.Dir(p)) != "build" {
+			return err
+		}
+		if _, err := mods.Stat(path.Join(path.Dir(path.Dir(p)), "binding.gyp")); err != nil {
+			return nil // the package's own
+		}
+		return mods.Remove(p)
+	})
 }
 
 // pipInstall has pip fill a folder and makes a layer of it.

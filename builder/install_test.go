@@ -19,9 +19,15 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
 
-// realBuildImage puts the build image that `make images` made into a registry,
-// and returns where it is kept unpacked from test to test.
+// realBuildImage is realImage of a runtime's build image.
 func realBuildImage(t *testing.T, reg *registrytest.Server, runtime string) (image name.Digest, trees string) {
+	t.Helper()
+	return realImage(t, reg, "build/"+runtime)
+}
+
+// realImage puts an image that `make images` made into a registry, and returns
+// where it is kept unpacked from test to test.
+func realImage(t *testing.T, reg *registrytest.Server, from string) (image name.Digest, trees string) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("runs an installer in a real image, which takes seconds")
@@ -34,14 +40,14 @@ func realBuildImage(t *testing.T, reg *registrytest.Server, runtime string) (ima
 		t.Skip("no cache folder to look for images in")
 	}
 	cache = filepath.Join(cache, "kuroko")
-	repo, err := name.NewRepository(reg.Host + "/build/" + runtime)
+	repo, err := name.NewRepository(reg.Host + "/" + from)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := debian.Builder{Cache: cache}
-	_, image, err = b.Push(t.Context(), "build/"+runtime, "", repo, remote.WithContext(t.Context()))
+	_, image, err = b.Push(t.Context(), from, "", repo, remote.WithContext(t.Context()))
 	if errors.Is(err, debian.ErrNotBuilt) {
-		t.Skipf("needs the image build/%s: run make images", runtime)
+		t.Skipf("needs the image %s: run make images", from)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -152,6 +152,9 @@ func (b *build) toolInstall(ctx context.Context, manifest, lock, settings []byte
 		return nil, fmt.Errorf("builder: %w", err)
 	}
 	defer root.Close()
+	if err := forgetSettings(root); err != nil {
+		return nil, fmt.Errorf("builder: %w", err)
+	}
 	// Their notes to themselves hold times and addresses.
 	for _, note := range []string{".modules.yaml", ".yarn-integrity", ".pnpm-workspace-state.json", ".pnpm-workspace-state-v1.json"} {
 		if err := root.Remove(note); err != nil && !errors.Is(err, fs.ErrNotExist) {

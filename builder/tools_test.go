@@ -86,7 +86,7 @@ func TestToolIsRefused(t *testing.T) {
 // The pinned tools themselves, with a real registry.
 func TestRealTools(t *testing.T) {
 	if os.Getenv("KUROKO_TEST_NPM") == "" {
-		t.Skip("needs a package registry with pnpm and yarn: set KUROKO_TEST_NPM=1")
+		t.Skip("needs a package registry with pnpm and yarn: make test-images")
 	}
 	registry, err := exec.Command("npm", "config", "get", "registry").Output()
 	if err != nil {

@@ -35,7 +35,7 @@ func realImage(t *testing.T, image string) (Image, v1.Image) {
 	case testing.Short():
 		t.Skip("reads and unpacks a real image")
 	case !asked && image == "build/java17":
-		t.Skip("unpacks hundreds of megabytes: set KUROKO_TEST_IMAGES=1")
+		t.Skip("unpacks hundreds of megabytes: make test-images")
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -271,6 +271,7 @@ func TestRealPythonBase(t *testing.T) {
 	_, built := realImage(t, "base/python3.11")
 	got := inside(t, unpack(t, built), nil, nil, "/usr/bin/python3", "-c", `
 import ssl, sys, os, sqlite3, ctypes, zoneinfo, bz2, lzma, hashlib, getpass
+ctypes.CDLL("libstdc++.so.6") # many wheels need it
 print(sys.version_info[:2], os.getuid(), getpass.getuser(), len(ssl.create_default_context().get_ca_certs()) > 100, zoneinfo.ZoneInfo("Asia/Shanghai"), sys.getfilesystemencoding())`)
 	if want := "(3, 11) 65532 nonroot True Asia/Shanghai utf-8\n"; got != want {
 		t.Errorf("got %s, want %s", got, want)

@@ -251,7 +251,7 @@ HTTPServer(("", int(os.environ["PORT"])), Handler).serve_forever()
 // outside.
 func TestMavenBuild(t *testing.T) {
 	if os.Getenv("KUROKO_TEST_IMAGES") == "" {
-		t.Skip("runs Maven twice, which takes half a minute: set KUROKO_TEST_IMAGES=1")
+		t.Skip("runs Maven twice, which takes half a minute: make test-images")
 	}
 	const repo = "/usr/share/maven-repo"
 	for _, f := range []string{"org/apache/maven/plugins/maven-dependency-plugin/2.8", "org/apache/maven/plugins/maven-compiler-plugin/3.1", "org/apache/maven/plugins/maven-resources-plugin/2.6", "org/apache/commons/commons-lang3/3.12.0"} {
