@@ -359,9 +359,10 @@ COPY status /var/lib/dpkg/status
 // unpacked again.
 func TestWarmIsAsCold(t *testing.T) {
 	for title, dockerfile := range map[string]string{
-		"by name": "FROM IMAGE\nRUN mkdir -p /app/d /real/d && echo x > /app/d/x && chmod 700 /app/d && echo old > /app/a && ln -s /nowhere /app/d/b && echo f > /f && ln -s real /ln && ln -s /f /lf" +
-			" && rm /etc/doomed && mkdir /etc/doomed && echo old > /app/doc && echo > /app/unneeded\n" +
-			"WORKDIR /app\nCOPY . .\nCOPY a /ln/d/\nCOPY a /lf\nCOPY d /ln/\nCOPY a /etc/doomed/\nCOPY <<doc /app/\nnew\ndoc\n",
+		"by path": "FROM IMAGE\nWORKDIR /app\nRUN mkdir -p d && echo x > d/x && chmod 700 d && echo old > a && rm /etc/doomed && mkdir /etc/doomed && echo old > doc && echo > unneeded\n" +
+			"COPY . .\nCOPY a /etc/doomed/\nWORKDIR d\nCOPY <<doc .\nnew\ndoc\n",
+		"through links": "FROM IMAGE\nRUN mkdir -p /app/d /real/d && echo f > /f && ln -s real /ln && ln -s /f /lf && ln -s /nowhere /app/d/b\n" +
+			"COPY a /ln/d/\nCOPY a /lf\nCOPY d /ln/\nCOPY . /app/\n",
 		"a linked owner":         "FROM IMAGE\nRUN echo me:x:0:0::/: > /etc/users && ln -sf users /etc/passwd\nCOPY --chown=me a /app/\n",
 		"an archive, a variable": "FROM IMAGE\nENV P=$FROM_BASE\nRUN mkdir /in /$FROM_BASE && echo old > /in/one && echo old > /yes/a\nADD a.tar /in/\nCOPY a /$P/\n",
 		"from a stage, an image": "FROM IMAGE AS s\nRUN mkdir -p /out/d /other && echo 1 > /out/d/1 && echo 2 > /other/2 && ln /other/2 /out/hard && ln -s d /out/ln && ln -s /other /out/abs && ln -s /out /entry\n" +

@@ -115,7 +115,7 @@ func (b *build) start(ctx context.Context, inside string, lower []string, from [
 	}
 	defer pr.Close()
 	spec := sandbox.Spec{
-		Mode: b.mode, Lower: lower, AsInit: true, KeepCapabilities: true,
+		Mode: b.mode, Lower: lower, AsInit: true, KeepCapabilities: true, Changes: true,
 		Argv: []string{InsideExecutor, ChildCommand},
 		Env:  []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "DOCKER_CONFIG=/kaniko/none"},
 		Binds: []sandbox.Bind{

@@ -116,13 +116,14 @@ type step struct {
 	everything bool
 	fromStage  int    // -1 for none
 	fromImage  string // "" for none
-	// taken are the paths of a COPY --from there, into those in the image that
-	// a COPY, ADD or WORKDIR names. unclear means that more than these may be
-	// looked at, or that only the image knows them.
-	taken, into []string
-	unclear     bool
-	mounts      []mount
-	secrets     []Secret
+	// taken are the paths of a COPY --from there, cleaned; dir that of a
+	// WORKDIR, into the target of a COPY or ADD, documents the names of its
+	// here-documents. unclear means that only the image knows some of them.
+	taken, documents []string
+	dir, into        string
+	unclear          bool
+	mounts           []mount
+	secrets          []Secret
 	// order is the stage and the number of the instruction in it.
 	stage, number int
 }
@@ -507,7 +508,7 @@ func (c *checker) command(cmd instructions.Command, st *step) {
 		c.copy("ADD", v.SourcesAndDest, st)
 	case *instructions.WorkdirCommand:
 		c.reaches("WORKDIR", v.Path)
-		c.names(v.Path, &st.into, st)
+		st.dir = c.known(v.Path, st)
 		c.workdir(v.Path)
 	case *instructions.VolumeCommand:
 		for _, v := range v.Volumes {
@@ -547,9 +548,9 @@ func (c *checker) arg(a instructions.KeyValuePairOptional) {
 
 func (c *checker) copy(verb string, s instructions.SourcesAndDest, st *step) {
 	c.reaches(verb+" to", s.DestPath)
-	c.names(s.DestPath, &st.into, st)
+	st.into = c.known(s.DestPath, st)
 	for _, doc := range s.SourceContents {
-		c.names(doc.Path, &st.into, st)
+		st.documents = append(st.documents, doc.Path)
 	}
 	if len(s.SourcePaths)+len(s.SourceContents) > 1 && !strings.HasSuffix(s.DestPath, "/") {
 		if to, unknown, err := c.expand(s.DestPath); err == nil && len(unknown) == 0 && !strings.HasSuffix(to, "/") && to != "." {
@@ -567,7 +568,7 @@ func (c *checker) copy(verb string, s instructions.SourcesAndDest, st *step) {
 			continue
 		}
 		if st.fromStage >= 0 || st.fromImage != "" {
-			c.names(word, &st.taken, st)
+			st.taken = append(st.taken, clean(c.known(word, st)))
 			continue
 		}
 		if len(unknown) > 0 {
@@ -585,14 +586,11 @@ func (c *checker) copy(verb string, s instructions.SourcesAndDest, st *step) {
 	}
 }
 
-// names adds a path that an instruction names to those of a step.
-func (c *checker) names(word string, to *[]string, st *step) {
+// known is a path that an instruction names, or the step is unclear.
+func (c *checker) known(word string, st *step) string {
 	p, unknown, err := c.expand(word)
-	if err != nil || len(unknown) > 0 {
-		st.unclear = true
-		return
-	}
-	*to = append(*to, clean(p))
+	st.unclear = st.unclear || err != nil || len(unknown) > 0
+	return p
 }
 
 // reaches refuses a target whose content would not be in the image.

@@ -156,10 +156,25 @@ type known struct {
 	roots  []*os.Root      // theirs
 	owners bool            // whether the trees show the owners
 	now    map[string]bool // paths that a new layer has written or removed; true for folders
+	// folders remembers what trees have at a folder's name: most files of a
+	// layer are in few of them.
+	folders map[spot]folder
+}
+
+// spot is a name in a tree.
+type spot struct {
+	tree int
+	name string
+}
+
+// folder is what a tree has to say about what trees below it have in a folder.
+type folder struct {
+	there bool // something may be in it here
+	hides bool // nothing below counts
 }
 
 func newKnown(trees []*rootfs.Tree, owners bool) (*known, error) {
-	k := &known{trees: trees, owners: owners, now: map[string]bool{}}
+	k := &known{trees: trees, owners: owners, now: map[string]bool{}, folders: map[spot]folder{}}
 	for _, t := range trees {
 		r, err := os.OpenRoot(t.Dir)
 		if err != nil {
@@ -180,26 +195,43 @@ func (k *known) close() {
 // find is the tree that shows name, or -1.
 func (k *known) find(name string) (int, fs.FileInfo) {
 	for i, r := range k.roots {
-		st, err := r.Lstat(name)
-		if err == nil {
-			if whiteout(st) {
-				return -1, nil
+		f := k.folder(i, path.Dir(name))
+		if f.there {
+			if st, err := r.Lstat(name); err == nil {
+				if whiteout(st) {
+					return -1, nil
+				}
+				return i, st
 			}
-			return i, st
 		}
-		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
-			st, err := r.Lstat(dir)
-			if err != nil {
-				continue
-			}
-			// Something else stands there, or hides what is below.
-			if !st.IsDir() || opaque(filepath.Join(k.trees[i].Dir, dir), k.owners) {
-				return -1, nil
-			}
-			break
+		if f.hides {
+			return -1, nil
 		}
 	}
 	return -1, nil
+}
+
+func (k *known) folder(tree int, name string) folder {
+	if name == "." {
+		return folder{there: true}
+	}
+	at := spot{tree, name}
+	if f, ok := k.folders[at]; ok {
+		return f
+	}
+	f := k.folder(tree, path.Dir(name))
+	if f.there {
+		switch st, err := k.roots[tree].Lstat(name); {
+		case err != nil:
+			f.there = false
+		case !st.IsDir():
+			f = folder{hides: true} // something else stands there
+		default:
+			f.hides = f.hides || opaque(filepath.Join(k.trees[tree].Dir, name), k.owners)
+		}
+	}
+	k.folders[at] = f
+	return f
 }
 
 // whiteout says whether st is overlay's mark of a removed file.

@@ -22,8 +22,9 @@ const (
 	Out = insideDir + "/out"
 	// ChildCommand, as the only argument, tells the executor that it is inside.
 	ChildCommand = "in-sandbox"
-	// OrderFD is the descriptor that the order arrives on.
-	OrderFD = 3
+	// OrderFD is the descriptor that the order arrives on. ChangesFD is the
+	// folder of the changes, in overlay's form, BeforeFD the files without them.
+	OrderFD, ChangesFD, BeforeFD = 3, 4, 5
 )
 
 // Order is what the engine tells the executor in the sandbox. It holds no

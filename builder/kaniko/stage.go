@@ -295,7 +295,7 @@ func (b *build) carryOut(ctx context.Context, i int, s *built, chain []step, key
 		return fmt.Errorf("kaniko: %w", err)
 	}
 	var from [][]string
-	trees := map[int][]*rootfs.Tree{}
+	sources := map[int]source{}
 	for n, st := range chain[at:to] {
 		var other *built
 		switch {
@@ -308,13 +308,15 @@ func (b *build) carryOut(ctx context.Context, i int, s *built, chain []step, key
 		default:
 			continue
 		}
-		if trees[n], err = b.sources(ctx, other, st); err != nil {
+		src, err := b.taken(ctx, other, st)
+		if err != nil {
 			return err
 		}
+		sources[at+n] = src
 		order.From[at+n] = len(from)
-		from = append(from, dirs(trees[n]))
+		from = append(from, dirs(src.trees))
 	}
-	below, err := b.below(ctx, s, chain[at:to], trees)
+	below, err := b.below(ctx, s, config.Config, chain[:to], at, sources)
 	if err != nil {
 		return err
 	}

@@ -40,19 +40,19 @@ type Want struct {
 	// Overlay is one layer to be laid over others: removed files are kept in
 	// overlay's form.
 	Overlay bool
-	// Part, with Overlay, unpacks some files only; a whole tree that is there
+	// Part, with Overlay, unpacks only what it chooses; a whole tree that is there
 	// does as well.
 	Part *Part
 	// Layers are asked for when they are needed.
 	Layers func() ([]v1.Layer, error)
 }
 
-// Part chooses files of a layer. Folders, links and what a layer removes are
-// unpacked in any case.
+// Part chooses from a layer.
 type Part struct {
 	// ID is unique for the choice.
 	ID string
-	// Has says whether a regular file is wanted.
+	// Has says whether a file, folder or link is wanted, or the mark that there
+	// is none of this name. With a name it has those of the folders above.
 	Has func(name string) bool
 }
 

@@ -123,22 +123,38 @@ func (h *hashing) verify(l v1.Layer) error {
 	return nil
 }
 
+// opaqueMark says that a folder hides what lower layers have in it.
+const opaqueMark = ".wh..wh..opq"
+
 func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[string]bool) error {
 	dir, file := path.Split(name)
 	dir = path.Clean(dir)
-	regular := h.Typeflag == tar.TypeReg && !strings.HasPrefix(file, ".wh.")
+	hidden, removes := strings.CutPrefix(file, ".wh.")
+	if u.part != nil {
+		about := name
+		switch {
+		case file == opaqueMark:
+			about = dir
+		case removes:
+			about = path.Join(dir, hidden)
+		}
+		if !u.part.Has(about) {
+			return nil
+		}
+	}
+	regular := h.Typeflag == tar.TypeReg && !removes
 	if !regular {
 		u.leave()
 	}
 	if u.at == nil || u.in != dir {
-		if err := u.parents(dir); err != nil && !strings.HasPrefix(file, ".wh.") {
+		if err := u.parents(dir); err != nil && !removes {
 			return err
 		}
 	}
-	if file == ".wh..wh..opq" {
+	if file == opaqueMark {
 		return u.hide(dir, own, true)
 	}
-	if hidden, ok := strings.CutPrefix(file, ".wh."); ok {
+	if removes {
 		return u.hide(path.Join(dir, hidden), own, false)
 	}
 	if (h.Uid != 0 || h.Gid != 0) && !u.owners {
@@ -146,17 +162,8 @@ func (u *unpacker) entry(name string, h *tar.Header, body io.Reader, own map[str
 	} else {
 		delete(u.foreign, name)
 	}
-	left := u.part != nil && (h.Typeflag == tar.TypeReg || h.Typeflag == tar.TypeLink) && !u.part.Has(name)
-	if left && own[name] {
-		if err := u.remove(name); err != nil {
-			return err
-		}
-	}
 	for p := name; p != "." && !own[p]; p = path.Dir(p) {
 		own[p] = true
-	}
-	if left {
-		return nil
 	}
 	if regular {
 		return u.file(name, dir, file, h, body)

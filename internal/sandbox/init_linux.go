@@ -47,7 +47,10 @@ type order struct {
 	UID, GID                        int
 	Hostname                        string
 	KeepCapabilities, AsInit, Probe bool
+	Changes                         bool
 	Extra                           int
+
+	views []int // descriptors of the changes and of what is below them
 }
 
 // message is one line on the status pipe.
@@ -166,6 +169,11 @@ func (o *order) enter(spec *os.File, out *json.Encoder) error {
 		*out = *json.NewEncoder(os.NewFile(uintptr(fd), "status"))
 		for i := range o.Extra {
 			if err := unix.Dup3(extraFD+i, 3+i, 0); err != nil {
+				return &stepError{op: "hand on descriptors", err: err}
+			}
+		}
+		for i, fd := range o.views {
+			if err := unix.Dup3(fd, 3+o.Extra+i, 0); err != nil {
 				return &stepError{op: "hand on descriptors", err: err}
 			}
 		}

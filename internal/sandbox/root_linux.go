@@ -133,7 +133,7 @@ func (o *order) staging() (string, error) {
 	for _, p := range stagingPlaces {
 		last = unix.Mount("tmpfs", p, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, fmt.Sprintf("mode=755,size=%d", o.TmpfsBytes))
 		if last == nil {
-			for _, d := range []string{"root", "skeleton", "up", "work", "files"} {
+			for _, d := range []string{"root", "skeleton", "up", "work", "files", "changes", "before"} {
 				if err := unix.Mkdir(p+"/"+d, 0o755); err != nil {
 					return "", &stepError{op: "make folder", path: p + "/" + d, err: err}
 				}
@@ -225,7 +225,56 @@ func (t *tree) mountRoot(staging string) (string, error) {
 	if err != nil {
 		return "", &stepError{op: opOverlay, err: err}
 	}
-	return root, nil
+	if o.Changes {
+		err = t.views(staging, up, lower)
+	}
+	return root, err
+}
+
+// views opens the changes and what is below them, both read-only, where the
+// descriptors of the command don't overwrite them. Their mounts go with the
+// old root: only the descriptors hold them.
+func (t *tree) views(staging, up string, lower []string) error {
+	changes, before := staging+"/changes", staging+"/before"
+	err := unix.Mount(up, changes, "", unix.MS_BIND, "")
+	if err == nil {
+		err = remount(changes, safe|unix.MS_RDONLY)
+	}
+	if err != nil {
+		return &stepError{op: "show the changes", rights: true, err: err}
+	}
+	if err := t.stack(before, lower); err != nil {
+		return &stepError{op: opOverlay, path: "what is below the changes", err: err}
+	}
+	for _, p := range []string{changes, before} {
+		fd, err := unix.Open(p, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &stepError{op: "open", path: p, err: err}
+		}
+		high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, extraFD+t.o.Extra+2)
+		unix.Close(fd)
+		if err != nil {
+			return &stepError{op: "open", path: p, err: err}
+		}
+		t.o.views = append(t.o.views, high)
+	}
+	return nil
+}
+
+// stack mounts folders over each other at dst, read-only. Overlay wants two of
+// them when nothing can be written.
+func (t *tree) stack(dst string, lower []string) error {
+	if len(lower) == 1 {
+		if err := unix.Mount(lower[0], dst, "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+		return remount(dst, safe|unix.MS_RDONLY)
+	}
+	options := "lowerdir=" + strings.Join(lower, ":")
+	if t.o.Mode == UserNS {
+		options += ",userxattr"
+	}
+	return unix.Mount("overlay", dst, "overlay", safe|unix.MS_RDONLY, options)
 }
 
 // fillSkeleton makes the mount points in the lowest layer, so that they never
@@ -423,11 +472,7 @@ func (t *tree) layOver(b Bind, dst string) error {
 	for _, l := range b.Lower {
 		lower = append(lower, t.opened[l])
 	}
-	options := "lowerdir=" + strings.Join(lower, ":")
-	if t.o.Mode == UserNS {
-		options += ",userxattr"
-	}
-	if err := unix.Mount("overlay", dst, "overlay", safe|unix.MS_RDONLY, options); err != nil {
+	if err := t.stack(dst, lower); err != nil {
 		return &stepError{op: opOverlay, path: b.Target, err: err}
 	}
 	return nil

@@ -111,7 +111,12 @@ type Spec struct {
 	// AsInit makes the command itself process 1 instead of a child of our
 	// small init: it must reap orphans and handle signals.
 	AsInit bool
-	Stdin  io.Reader
+	// Changes, with Lower and AsInit, gives the command two descriptors after
+	// ExtraFiles, of folders to which no path inside leads: the changes in
+	// overlay's form, and the files as they were without them. Both are
+	// read-only.
+	Changes bool
+	Stdin   io.Reader
 	// Stdout and Stderr may be the same Writer: then lines keep their order.
 	Stdout, Stderr io.Writer
 	ExtraFiles     []*os.File // descriptors 3 and up inside
@@ -160,6 +165,9 @@ func (s *Spec) check() error {
 	}
 	if s.Upper != "" && len(s.Lower) == 0 {
 		say("Upper needs Lower")
+	}
+	if s.Changes && (len(s.Lower) == 0 || !s.AsInit) {
+		say("Changes needs Lower and AsInit")
 	}
 	if len(s.Argv) == 0 || s.Argv[0] == "" {
 		say("Argv is empty")

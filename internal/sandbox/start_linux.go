@@ -120,7 +120,7 @@ func start(ctx context.Context, s Spec, probe bool) (_ *Process, err error) {
 	order := order{
 		Mode: s.Mode, Lower: s.Lower, Root: s.Root, Upper: s.Upper, TmpfsBytes: s.TmpfsBytes,
 		Binds: s.Binds, Argv: s.Argv, Env: s.Env, Dir: s.Dir, UID: s.UID, GID: s.GID, Hostname: s.Hostname,
-		KeepCapabilities: s.KeepCapabilities, AsInit: s.AsInit, Probe: probe, Extra: len(s.ExtraFiles),
+		KeepCapabilities: s.KeepCapabilities, AsInit: s.AsInit, Changes: s.Changes, Probe: probe, Extra: len(s.ExtraFiles),
 	}
 	if order.TmpfsBytes == 0 {
 		order.TmpfsBytes = DefaultTmpfsBytes
