@@ -106,6 +106,15 @@ var quirks = []quirk{
 		stat: map[string]string{"/c/a": "6755 0:0"},
 	},
 	{
+		name: "changes of changes",
+		dockerfile: "FROM BASE\nRUN mkdir -p /d/s/t /etc/sub && echo 1 > /d/s/f && echo 1 > /d/g && touch -d @9 /d/g && echo a > /d/twice && echo b > /d/s/t/x\n" +
+			"RUN rm -r /d/s && mkdir /d/s && echo 2 > /d/s/n && echo 2 > /d/g && touch -d @9 /d/g && rm /d/twice\n" +
+			"COPY a /d/\nRUN rm /d/a && echo again > /d/twice && ln /d/g /d/h && mkdir /d/s/f\n",
+		files: fstest.MapFS{"a": text("a")},
+		want: map[string]string{"/d/s/.wh.f": "", "/d/s/.wh.t": "", "/d/s/n": "2\n", "/d/g": "2\n", "/d/.wh.twice": "", "/d/twice": "again\n", "/d/.wh.a": "", "/d/h": "d/g",
+			"/etc/sub": "", "/etc": "", "/etc/doomed": "-", "/usr": "-"},
+	},
+	{
 		name:       "pipes and devices can't be in an image",
 		dockerfile: "FROM BASE\nRUN mkfifo /p\n",
 		refused:    "line 2: RUN mkfifo /p: the Dockerfile makes something that can't be in an image",

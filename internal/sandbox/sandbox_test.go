@@ -301,6 +301,24 @@ func TestBindOverDanglingLink(t *testing.T) {
 	})
 }
 
+// The changes, and what is below them, are shown to process 1 alone.
+func TestChanges(t *testing.T) {
+	modes(t, func(t *testing.T, m sandbox.Mode) {
+		for _, upper := range []string{"", t.TempDir()} {
+			low := hostTools(t)
+			write(t, filepath.Join(low, "doomed"), "x")
+			got, err := sh(t, sandbox.Spec{Mode: m, Lower: []string{t.TempDir(), low}, Upper: upper, AsInit: true, Changes: true, ExtraFiles: []*os.File{os.Stdin}},
+				`rm /doomed; echo new > /made; cd /proc/self/fd/4/; echo *; test -c doomed && cat made; cat /proc/self/fd/5/doomed; echo; echo no > made || echo no > /proc/self/fd/5/x || echo read-only`)
+			if errors.Is(err, sandbox.ErrNoOverlay) {
+				t.Skipf("not possible on this machine: %v", err)
+			}
+			if want := "doomed made\nnew\nx\nread-only\n"; err != nil || got != want {
+				t.Errorf("got %q, %v, want %q", got, err, want)
+			}
+		}
+	})
+}
+
 func TestOverlay(t *testing.T) {
 	modes(t, func(t *testing.T, m sandbox.Mode) {
 		top, upper := t.TempDir(), t.TempDir()
