@@ -53,8 +53,14 @@ func (s *state) commandReads(ctx context.Context, p *project.Project, known []Fi
 	if moving, err := movingVersion(s.Job.Dir, files); err != nil || moving != "" {
 		return reads{why: or(moving, fmt.Sprint(err))}, nil
 	}
-	if _, err := os.Lstat(filepath.Join(s.Job.Dir, "node_modules")); err == nil && s.nodeKind(p) != "" {
-		r.why = "node_modules was there before this job installed the dependencies"
+	if s.nodeKind(p) != "" {
+		note, there, err := s.installed()
+		if err != nil {
+			return reads{}, err
+		}
+		if there && note == "" {
+			r.why = "node_modules was there before, and this runner did not install it"
+		}
 	}
 	sum := newSummer()
 	list := func(parts ...string) { sum.add(sumOf(parts...)) }
@@ -96,15 +102,18 @@ func (s *state) commandFiles(ctx context.Context, p *project.Project, known []Fi
 	dir, output := s.Job.Dir, p.Build.Output
 	var paths []string
 	var err error
-	if s.looked != nil {
+	_, missing := os.Lstat(filepath.Join(dir, gitDir))
+	switch {
+	case missing != nil:
+	case s.looked != nil:
 		paths, _, err = s.looked.wait()
-	} else if _, missing := os.Lstat(filepath.Join(dir, gitDir)); missing == nil {
+	default:
 		paths, err = tracked(ctx, dir)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if s.looked == nil {
+	if s.looked == nil || missing != nil {
 		cache := filepath.Clean(s.variable("FAAS_CACHE_DIR")) // GitLab caches below the work tree alone
 		err = filepath.WalkDir(dir, func(at string, d fs.DirEntry, err error) error {
 			if err != nil {

@@ -69,6 +69,11 @@ func TestWhatACommandReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	differs("a change of mode")
+	for _, sha := range []string{"c0ffee", "decade"} {
+		r.Job.Commit.SHA = sha
+		write("faas.yml", strings.Replace(faas, "output:", `env: {COMMIT: "${git:sha}"}, output:`, 1))
+		differs("commit " + sha)
+	}
 	for what, text := range map[string]string{
 		"the command": strings.Replace(faas, "make", "make all", 1), "test.command": faas + "test: {command: make test}\n",
 		"build.env": strings.Replace(faas, "output:", "env: {A: '1'}, output:", 1),

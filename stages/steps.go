@@ -386,15 +386,21 @@ func runBuildCommand(ctx context.Context, s *state) (string, error) {
 	return planBuild(ctx, s)
 }
 
-// installDependencies makes node_modules for the project's own commands. The
-// image's dependency layer does not come from it.
+// installDependencies makes node_modules for the project's own commands, unless
+// they are there: somebody else's, or ours for the same lock file. The image's
+// dependency layer does not come from it.
 func (s *state) installDependencies(ctx context.Context, p *project.Project) error {
 	kind := s.nodeKind(p)
 	if kind == "" {
 		return nil
 	}
-	if _, err := os.Stat(filepath.Join(s.Job.Dir, "node_modules")); err == nil {
-		return nil
+	want, err := s.modules(ctx, p, kind)
+	if err != nil {
+		return err
+	}
+	have, there, err := s.installed()
+	if err != nil || there && (have == "" || have == want) {
+		return err
 	}
 	line, same := "", kind+" install --frozen-lockfile" // the lock file's own tool
 	if kind == builder.KindNPM {
@@ -404,7 +410,54 @@ func (s *state) installDependencies(ctx context.Context, p *project.Project) err
 	if err := s.command(ctx, p, "node", line, p.Build.Secrets); err != nil {
 		return commandFailed(usererr.CodeBuildInput, same, err)
 	}
+	s.noteInstalled(want)
 	return nil
+}
+
+// modulesNote is where the runner notes what it installed node_modules for.
+const modulesNote = "node_modules/.kuroko-installed"
+
+// modules is the sum of what decides node_modules.
+func (s *state) modules(ctx context.Context, p *project.Project, kind string) (string, error) {
+	image, err := s.buildImage(ctx, commandRuntime(p, "node"))
+	if err != nil {
+		return "", err
+	}
+	root, err := os.OpenRoot(s.Job.Dir)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	parts := []string{kind, image.Identifier()}
+	for _, file := range []string{manifests["node"], s.nodeLock(), ".npmrc"} {
+		data, _ := root.ReadFile(file) // without one of them, the installer has its say
+		parts = append(parts, string(data))
+	}
+	return sumOf(parts...), nil
+}
+
+// installed tells whether there is a node_modules, and the note of the runner
+// that installed it; none where somebody else did.
+func (s *state) installed() (note string, there bool, err error) {
+	root, err := os.OpenRoot(s.Job.Dir)
+	if err != nil {
+		return "", false, err
+	}
+	defer root.Close()
+	if _, err := root.Lstat(path.Dir(modulesNote)); err != nil {
+		return "", false, nil
+	}
+	data, _ := root.ReadFile(modulesNote)
+	return string(data), true, nil
+}
+
+// noteInstalled leaves the note. Where that fails, they are as good as those
+// of somebody else.
+func (s *state) noteInstalled(note string) {
+	if root, err := os.OpenRoot(s.Job.Dir); err == nil { // commands may have made links
+		_ = root.WriteFile(modulesNote, []byte(note), 0o644)
+		root.Close()
+	}
 }
 
 // nodeKind is the package manager of the project's Node.js dependencies; empty
@@ -413,10 +466,15 @@ func (s *state) nodeKind(p *project.Project) string {
 	if !slices.ContainsFunc(p.Functions, func(f project.Function) bool { return f.Language == "node" }) {
 		return ""
 	}
-	return kinds[lockOf("node", func(lock string) bool {
+	return kinds[s.nodeLock()]
+}
+
+// nodeLock is the lock file of Node.js that counts; empty for none.
+func (s *state) nodeLock() string {
+	return lockOf("node", func(lock string) bool {
 		_, err := os.Stat(filepath.Join(s.Job.Dir, lock))
 		return err == nil
-	})]
+	})
 }
 
 // command runs a shell command of the repository in the build image of a

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/kuroko-faas/kuroko/builder/npm/npmtest"
 	"github.com/kuroko-faas/kuroko/internal/devenv"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
@@ -179,12 +180,31 @@ func TestCommandWithoutItsTag(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(l.dir, "node_modules"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	l.write(map[string]string{
-		"package.json": `{"name": "shop", "version": "1.0.0"}`, "package-lock.json": `{"name": "shop", "version": "1.0.0", "lockfileVersion": 3, "requires": true, "packages": {"": {"name": "shop", "version": "1.0.0"}}}`,
-	})
+	const manifest = `{"name": "shop", "version": "1.0.0", "dependencies": {"lib": "1.0.0"}}`
+	packages := npmtest.Start(t, npmtest.Package{Name: "lib", Version: "1.0.0"})
+	l.environ = append(l.environ, "npm_config_registry="+packages.URL)
+	l.write(map[string]string{"package.json": manifest, "package-lock.json": packages.Lock(manifest)})
 	for range 2 {
 		if o := l.buildJob(jobs, true); !strings.Contains(o.log, "runs again in the next job: node_modules was there") {
 			t.Errorf("the log does not say why:\n%s", o.log)
 		}
 	}
+	// Installed by the runner, they count by their lock file: what is left of one
+	// job serves the next, until the lock file is another.
+	if err := os.RemoveAll(filepath.Join(l.dir, "node_modules")); err != nil {
+		t.Fatal(err)
+	}
+	installs := func(o outcome, want bool) {
+		t.Helper()
+		if strings.Contains(o.log, "install dependencies: npm ci") != want {
+			t.Errorf("it is to install: %t; log:\n%s", want, o.log)
+		}
+	}
+	installs(l.buildJob(jobs, true), true)
+	installs(l.buildJob(jobs, false), false)
+	l.write(map[string]string{"src/a.js": "exports.handler = 3;\n"})
+	installs(l.buildJob(jobs, true), false)
+	l.buildJob(jobs, false)
+	l.write(map[string]string{"package-lock.json": packages.Lock(manifest) + "\n"})
+	installs(l.buildJob(jobs, true), true)
 }
