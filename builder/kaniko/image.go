@@ -73,6 +73,10 @@ func image(base v1.Image, layers []made, config v1.Config, above []v1.History) (
 	return mutate.ConfigFile(img, built)
 }
 
+// compressor is that of all layers. The commands have ended when it works:
+// the processors are free.
+const compressor = layer.Parallel
+
 // tarEntry is where an entry's body is in the executor's tar file.
 type tarEntry struct {
 	h      *tar.Header
@@ -96,7 +100,7 @@ func normalise(root *os.Root, name, tmp string, below *known) (*layer.Layer, err
 	if entries = below.drop(entries, f); len(entries) == 0 {
 		return nil, nil
 	}
-	w, err := layer.NewWriter(tmp, layer.Gzip)
+	w, err := layer.NewWriter(tmp, compressor)
 	if err != nil {
 		return nil, err
 	}

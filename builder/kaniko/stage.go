@@ -21,7 +21,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kuroko-faas/kuroko/builder"
-	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/rootfs"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 )
@@ -163,7 +162,7 @@ func (b *build) stageKeys(i int) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kaniko: %w", err)
 	}
-	parts := []string{version, layer.Gzip.ID(), runtime.GOARCH, digest.String()}
+	parts := []string{version, compressor.ID(), runtime.GOARCH, digest.String()}
 	for _, p := range proxies {
 		parts = append(parts, b.src.Args[p], b.src.Args[strings.ToLower(p)])
 	}

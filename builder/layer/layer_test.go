@@ -46,6 +46,7 @@ func TestDigestsAreGolden(t *testing.T) {
 		diff, digest string
 	}{
 		{Gzip, "sha256:61136556fa84beab43292ea16eb7f51b3466ef7ec8efb64368064e593a13902b", "sha256:486cf087982298a0822a809596da075248792914cc7c06ca379011a059e887e3"},
+		{Parallel, "sha256:61136556fa84beab43292ea16eb7f51b3466ef7ec8efb64368064e593a13902b", "sha256:abc53273f9ae2b7305401e1233f2beba2f7563a03c79bbd5d1bcbd30a98847f2"},
 		{Zstd, "sha256:61136556fa84beab43292ea16eb7f51b3466ef7ec8efb64368064e593a13902b", "sha256:22c5c8ad6fe8099f6f2775dd67732cd79d7d965d14afcf4f7cc0dbc1b79fa129"},
 	} {
 		l, err := FromTree(t.Context(), t.TempDir(), tt.c, tree)
@@ -63,7 +64,7 @@ func TestDigestsAreGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if tt.c == Gzip { // go-containerregistry can't open zstd layers of foreign types
+		if tt.c != Zstd { // go-containerregistry can't open zstd layers of foreign types
 			if err := validate.Image(img); err != nil {
 				t.Error(err)
 			}
@@ -161,7 +162,7 @@ func tarNames(t *testing.T, l *Layer) map[string]bool {
 
 func TestDigestIsIndependentOfReadSizes(t *testing.T) {
 	data := bytes.Repeat([]byte("the quick brown fox; "), 20000)
-	for _, c := range []Compressor{Gzip, Zstd} {
+	for _, c := range []Compressor{Gzip, Parallel, Zstd} {
 		var want Info
 		for i, r := range []io.Reader{bytes.NewReader(data), iotest.OneByteReader(bytes.NewReader(data)), iotest.HalfReader(bytes.NewReader(data))} {
 			w, err := NewWriter(t.TempDir(), c)
@@ -472,7 +473,10 @@ func TestCompressVersionIsTheModules(t *testing.T) {
 	if want := "github.com/klauspost/compress v" + compressVersion + "\n"; !strings.Contains(string(mod), want) {
 		t.Errorf("go.mod has another version than %q: layers may get other digests, so change compressVersion and the golden digests together", want)
 	}
-	if Gzip.ID() == Zstd.ID() {
+	if want := "github.com/klauspost/pgzip v" + parallelVersion + "\n"; !strings.Contains(string(mod), want) {
+		t.Errorf("go.mod has another version than %q: change parallelVersion and the golden digest with it", want)
+	}
+	if Gzip.ID() == Zstd.ID() || Gzip.ID() == Parallel.ID() {
 		t.Error("two compressors share an id")
 	}
 	if _, err := NewWriter("", "lzma"); err == nil {

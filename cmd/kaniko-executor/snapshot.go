@@ -10,8 +10,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/GoogleContainerTools/kaniko/pkg/util"
@@ -191,15 +193,23 @@ func (s *snapshots) takeAll(place int) (bool, error) {
 	return len(files) > 0, write(place, files)
 }
 
-// layer writes a layer's archive: sorted, and names of a file that is there
-// already after everything else.
-type layer struct {
-	*tar.Writer
-	first map[uint64]string // names of files that have several
-	buf   []byte
+// item is a file on its way into a layer's archive. Small ones are read by
+// several goroutines ahead of the archive: opening is most of the work.
+type item struct {
+	name   string
+	state  state
+	header *tar.Header
+	ready  chan error
+	body   []byte   // or, of a large file,
+	file   *os.File // the open file
 }
 
-func write(place int, files map[string]state) error {
+// large files are not read ahead.
+const large = 1 << 20
+
+// write writes a layer's archive: sorted, and names of a file that is there
+// already after everything else.
+func write(place int, files map[string]state) (err error) {
 	if len(files) == 0 {
 		return nil
 	}
@@ -208,96 +218,142 @@ func write(place int, files map[string]state) error {
 		return err
 	}
 	defer f.Close()
-	names := map[string]string{} // by the name in the archive
-	for name, st := range files {
-		if st.removed {
-			dir, file := path.Split(name)
-			names[dir+".wh."+file] = name
-		} else {
-			names[name] = name
-		}
+	items, links := sorted(files)
+	todo, done := make(chan *item, 16), make(chan *item, 16)
+	var readers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		readers.Go(func() {
+			for i := range todo {
+				i.ready <- i.open()
+			}
+		})
 	}
+	go func() {
+		for _, i := range items {
+			todo <- i
+			done <- i
+		}
+		close(todo)
+		close(done)
+	}()
 	out := bufio.NewWriterSize(f, 1<<20)
-	l := layer{tar.NewWriter(out), map[uint64]string{}, make([]byte, 256<<10)}
-	var links []*tar.Header
-	for _, in := range sortedKeys(names) {
-		name := names[in]
-		st := files[name]
-		h := &tar.Header{Name: in, Mode: int64(st.mode & 0o7777), Uid: int(st.uid), Gid: int(st.gid)}
-		if st.removed {
-			err = l.WriteHeader(h)
-		} else if first := l.first[st.ino]; first != "" {
-			h.Typeflag, h.Linkname = tar.TypeLink, first
-			links = append(links, h)
-		} else {
-			err = l.add(name, st, h)
+	t := tar.NewWriter(out)
+	for i := range done { // to the end, also after an error: nothing stays open
+		if openErr := <-i.ready; err == nil {
+			err = openErr
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			err = i.write(t)
 		}
+		if i.file != nil {
+			i.file.Close()
+		}
+		i.body = nil
 	}
+	readers.Wait()
 	for _, h := range links {
-		if err := l.WriteHeader(h); err != nil {
-			return err
+		if err == nil {
+			err = t.WriteHeader(h)
 		}
 	}
-	return errors.Join(l.Close(), out.Flush())
-}
-
-func sortedKeys(m map[string]string) []string {
-	all := make([]string, 0, len(m))
-	for k := range m {
-		all = append(all, k)
+	if err != nil {
+		return err
 	}
-	slices.Sort(all)
-	return all
+	return errors.Join(t.Close(), out.Flush())
 }
 
-// add writes a file. It is read where it was changed, which is faster than
-// through the overlay.
-func (l *layer) add(name string, st state, h *tar.Header) error {
-	from := path.Join(changesDir, name)
+// sorted are files by their names in the archive, and further names of some.
+func sorted(files map[string]state) (items []*item, links []*tar.Header) {
+	for name, st := range files {
+		in := name
+		if dir, file := path.Split(name); st.removed {
+			in = dir + ".wh." + file
+		}
+		h := &tar.Header{Name: in, Mode: int64(st.mode & 0o7777), Uid: int(st.uid), Gid: int(st.gid)}
+		items = append(items, &item{name: name, state: st, header: h, ready: make(chan error, 1)})
+	}
+	slices.SortFunc(items, func(a, b *item) int { return strings.Compare(a.header.Name, b.header.Name) })
+	first := map[uint64]string{}
+	items = slices.DeleteFunc(items, func(i *item) bool {
+		if i.state.kind() != unix.S_IFREG {
+			return i.state.kind() == unix.S_IFSOCK // nobody's any more
+		}
+		name, again := first[i.state.ino]
+		if again {
+			i.header.Typeflag, i.header.Linkname = tar.TypeLink, name
+			links = append(links, i.header)
+		} else {
+			first[i.state.ino] = i.name
+		}
+		return again
+	})
+	return items, links
+}
+
+// open finds out what belongs into the header, and the content. A file is read
+// where it was changed, which is faster than through the overlay.
+func (i *item) open() error {
+	h := i.header
+	if i.state.removed {
+		return nil
+	}
+	from := path.Join(changesDir, i.name)
 	if _, err := os.Lstat(from); err != nil {
-		from = "/" + name
+		from = "/" + i.name
 	}
 	var err error
-	switch st.kind() {
+	switch i.state.kind() {
+	case unix.S_IFLNK:
+		h.Typeflag = tar.TypeSymlink
+		h.Linkname, err = os.Readlink(from)
+		return err
 	case unix.S_IFDIR:
 		h.Typeflag = tar.TypeDir
 		h.Name += "/"
-	case unix.S_IFLNK:
-		h.Typeflag = tar.TypeSymlink
-		if h.Linkname, err = os.Readlink(from); err != nil {
-			return err
-		}
-		return l.WriteHeader(h)
 	case unix.S_IFREG:
-		h.Typeflag, h.Size = tar.TypeReg, st.size
+		h.Typeflag, h.Size = tar.TypeReg, i.state.size
 	case unix.S_IFIFO:
 		h.Typeflag = tar.TypeFifo
 	case unix.S_IFCHR:
 		h.Typeflag = tar.TypeChar
 	case unix.S_IFBLK:
 		h.Typeflag = tar.TypeBlock
-	default:
-		return nil // a socket is nobody's any more
 	}
-	if err := attributes(from, name, h); err != nil {
-		return err
-	}
-	if err := l.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
+	if err := attributes(from, i.name, h); err != nil || h.Typeflag != tar.TypeReg || h.Size == 0 {
 		return err
 	}
 	f, err := os.OpenFile(from, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	n, err := io.CopyBuffer(struct{ io.Writer }{l}, struct{ io.Reader }{f}, l.buf)
-	if err != nil || n != st.size {
-		return fmt.Errorf("/%s was written to while it was read: %w", name, errors.Join(err, io.ErrUnexpectedEOF))
+	if h.Size > large {
+		i.file = f
+		return nil
 	}
-	l.first[st.ino] = name
+	defer f.Close()
+	i.body = make([]byte, h.Size+1) // one more: it must not grow
+	n, err := io.ReadFull(f, i.body)
+	if i.body = i.body[:n]; err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = nil
+	}
+	return err
+}
+
+func (i *item) write(t *tar.Writer) error {
+	if err := t.WriteHeader(i.header); err != nil {
+		return err
+	}
+	n, err := int64(0), error(nil)
+	if i.file != nil {
+		n, err = io.Copy(t, i.file)
+	} else if len(i.body) > 0 {
+		var k int
+		k, err = t.Write(i.body)
+		n = int64(k)
+	}
+	if err != nil || n != i.header.Size {
+		return fmt.Errorf("/%s was written to while it was read: %w", i.name, errors.Join(err, io.ErrUnexpectedEOF))
+	}
 	return nil
 }
 
