@@ -124,6 +124,9 @@ type Dockerfile struct {
 	FS   fs.FS
 	Path string
 	Args map[string]string
+	// Env are variables of its commands that say where packages come from. They
+	// are part of no key and no image.
+	Env []string
 	// Cache are repositories with what instructions made before.
 	Cache Cache
 }

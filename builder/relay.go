@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,9 +24,10 @@ const maxRelayed = 64 << 20
 // Relay shows a package registry to an installer on a loopback address, until
 // stop is called. It adds the credentials, so that they are nowhere an install
 // script could read them, and trusts whom this machine trusts, where a build
-// image has certificates of its own. An address without either is as good.
+// image has certificates of its own; and it asks the proxies that some
+// installers don't know. An address without any of that is as good.
 func (e *Layers) Relay(address string) (here string, stop func(), err error) {
-	if address == "" || e.o.Authorize == nil && !strings.HasPrefix(address, "https:") {
+	if address == "" || e.o.Authorize == nil && !strings.HasPrefix(address, "https:") && !e.proxied() {
 		return address, func() {}, nil
 	}
 	registry, err := url.Parse(address)
@@ -67,6 +69,14 @@ func (e *Layers) Relay(address string) (here string, stop func(), err error) {
 	shown := *registry
 	shown.Scheme, shown.Host, shown.User = own.Scheme, own.Host, nil
 	return shown.String(), func() { srv.Close() }, nil
+}
+
+// proxied says whether the machine reaches the web by a proxy.
+func (e *Layers) proxied() bool {
+	return slices.ContainsFunc(e.o.Env, func(kv string) bool {
+		name, value, _ := strings.Cut(kv, "=")
+		return value != "" && strings.EqualFold(name, "HTTP_PROXY")
+	})
 }
 
 // hereInstead puts another origin for the registry's into its lists of

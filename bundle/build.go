@@ -13,6 +13,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -432,6 +433,24 @@ func (m *Meta) check(doc *yamlDoc, has func(dir string) bool) {
 		case u.User != nil:
 			doc.badf([]string{"mirrors", kind}, "holds credentials: a bundle is public; jobs take them from the netrc file that NETRC names")
 		}
+	}
+	for key, address := range map[string]string{"http": m.Proxy.HTTP, "https": m.Proxy.HTTPS} {
+		u, err := url.Parse(address)
+		switch {
+		case address == "":
+		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+			doc.badf([]string{"proxy", key}, "not a web address")
+		case u.User != nil:
+			doc.badf([]string{"proxy", key}, "holds credentials: a bundle is public; a proxy that asks for them is set up on the machine, with HTTP_PROXY and HTTPS_PROXY")
+		}
+	}
+	for i, host := range m.Proxy.None {
+		if host == "" || strings.ContainsAny(host, ", \t\n") {
+			doc.badf([]string{"proxy", "none", strconv.Itoa(i)}, "%q is not one host", host)
+		}
+	}
+	if len(m.Proxy.None) > 0 && m.Proxy.HTTP == "" && m.Proxy.HTTPS == "" {
+		doc.badf([]string{"proxy", "none"}, "there is no proxy to go around")
 	}
 	if m.Runner != nil {
 		if m.Runner.Version == "" || len(m.Runner.Blobs) == 0 {

@@ -33,6 +33,7 @@ package bundle
 import (
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -139,6 +140,30 @@ type Meta struct {
 	// Mirrors are where packages come from, by kind (npm, pip, maven), instead of
 	// what a job's machine is set up for. Addresses without credentials.
 	Mirrors map[string]string `yaml:"mirrors,omitempty"`
+	// Proxy is how jobs reach the web, instead of what their machine says.
+	Proxy Proxy `yaml:"proxy,omitempty"`
+}
+
+// Proxy are addresses of proxies, without credentials; the zero value says
+// nothing.
+type Proxy struct {
+	HTTP  string `yaml:"http,omitempty"`  // for http: addresses
+	HTTPS string `yaml:"https,omitempty"` // for https: addresses
+	// None lists what is reached without a proxy, as NO_PROXY does: host names,
+	// domains that begin with a dot, addresses, networks.
+	None []string `yaml:"none,omitempty"`
+}
+
+// Variables are the proxies as programs look for them.
+func (p Proxy) Variables() []string {
+	if p.HTTP == "" && p.HTTPS == "" {
+		return nil
+	}
+	var out []string
+	for _, v := range [][2]string{{"HTTP_PROXY", p.HTTP}, {"HTTPS_PROXY", p.HTTPS}, {"NO_PROXY", strings.Join(p.None, ",")}} {
+		out = append(out, v[0]+"="+v[1], strings.ToLower(v[0])+"="+v[1])
+	}
+	return out
 }
 
 // Runner names the stage runner that must execute this bundle. Blobs are

@@ -76,8 +76,9 @@ func TestFromEnvRefusesNonsenseWithoutPrintingIt(t *testing.T) {
 }
 
 func TestSecrets(t *testing.T) {
-	got := Secrets([]string{"CI_JOB_TOKEN=t0ken-value", "HOME=/root", "CI_REGISTRY_USER=bob", "CI_REGISTRY_PASSWORD=pa55word", "EMPTY_TOKEN="})
-	want := "t0ken-value pa55word bob:pa55word"
+	got := Secrets([]string{"CI_JOB_TOKEN=t0ken-value", "HOME=/root", "CI_REGISTRY_USER=bob", "CI_REGISTRY_PASSWORD=pa55word", "EMPTY_TOKEN=",
+		"https_proxy=http://ci:pr0xy@proxy.example:3128", "HTTP_PROXY=http://proxy.example"})
+	want := "t0ken-value pa55word ci:pr0xy pr0xy bob:pa55word"
 	if s := strings.Join(got, " "); s != want {
 		t.Errorf("got %q, want %q", s, want)
 	}

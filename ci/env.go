@@ -2,6 +2,7 @@ package ci
 
 import (
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -110,8 +111,9 @@ func FromEnv(getenv func(string) string) (Job, error) {
 var secretWords = []string{"PASSWORD", "PASSWD", "TOKEN", "SECRET", "CREDENTIAL", "PRIVATE_KEY", "ACCESS_KEY", "API_KEY", "SIGNING_KEY", "AUTH", "JWT"}
 
 // Secrets returns the values in environ ("NAME=value") that are secret by
-// their name, and what follows from the registry's pair: user:password, which
-// stands base64-encoded in every docker config.
+// their name, those in the addresses of proxies, and what follows from the
+// registry's pair: user:password, which stands base64-encoded in every docker
+// config.
 func Secrets(environ []string) []string {
 	var values []string
 	byName := map[string]string{}
@@ -123,6 +125,14 @@ func Secrets(environ []string) []string {
 			if strings.Contains(upper, w) && value != "" {
 				values = append(values, value)
 				break
+			}
+		}
+	}
+	for _, n := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} {
+		for _, address := range []string{byName[n], byName[strings.ToLower(n)]} {
+			if u, err := url.Parse(address); err == nil && u.User != nil {
+				password, _ := u.User.Password()
+				values = append(values, u.User.String(), password)
 			}
 		}
 	}

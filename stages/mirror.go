@@ -24,6 +24,19 @@ func (s *state) mirror(ctx context.Context, kind string, machine func(context.Co
 	return machine(ctx)
 }
 
+// mirrorVariables tell the commands of a Dockerfile of the bundle's mirrors, as
+// programs look for them. Maven knows no variable.
+func (s *state) mirrorVariables() []string {
+	var out []string
+	if m := s.Bundle.Meta.Mirrors["npm"]; m != "" {
+		out = append(out, "npm_config_registry="+m)
+	}
+	if m := s.Bundle.Meta.Mirrors["pip"]; m != "" {
+		out = append(out, "PIP_INDEX_URL="+m)
+	}
+	return out
+}
+
 // pipIndex is the package index the machine is configured for.
 func pipIndex(ctx context.Context, getenv func(string) string) (string, error) {
 	if v := getenv("PIP_INDEX_URL"); v != "" {

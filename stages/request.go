@@ -103,6 +103,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		if req.Dockerfile.Cache, err = s.instructionCache(plan); err != nil {
 			return builder.Request{}, err
 		}
+		req.Dockerfile.Env = s.mirrorVariables()
 		return req, nil // its own instructions install what it needs
 	}
 	build, err := s.buildImage(ctx, img.Runtime)

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"golang.org/x/net/http/httpproxy"
 
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/attest"
@@ -33,9 +36,10 @@ import (
 // protected. log receives what engines print.
 func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, error) {
 	keys := keychain{ci: job.Registry}
+	transport := proxied(getenv)
 	cache := getenv("FAAS_CACHE_DIR")
 	options := builder.Options{
-		Keychain: keys, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm"), PipCache: below(cache, "pip"),
+		Keychain: keys, Transport: transport, CacheDir: below(cache, "layers"), NPMCache: below(cache, "npm"), PipCache: below(cache, "pip"),
 		Authorize: netrc(getenv("NETRC")), Progress: newMeter(log, time.Now).show,
 		TreeDir: treeDir(getenv), Env: commandEnv(getenv), Secret: jobSecret(getenv),
 		// On a developer's machine the ref says nothing.
@@ -76,7 +80,7 @@ func Connect(getenv func(string) string, job ci.Job, log io.Writer) (World, erro
 		Now:    time.Now,
 	}
 	if executor := kanikoExecutor(getenv); executor != "" {
-		instructions := kaniko.New(kaniko.Options{Executor: executor, Keychain: keys, CacheDir: below(cache, "kaniko"), Secret: options.Secret, Log: log})
+		instructions := kaniko.New(kaniko.Options{Executor: executor, Keychain: keys, Transport: transport, CacheDir: below(cache, "kaniko"), Env: proxies(getenv), Secret: options.Secret, Log: log})
 		w.Engines[EngineDockerfile] = onTop{instructions: instructions, layers: layers}
 	}
 	return w, nil
@@ -146,16 +150,43 @@ func treeDir(getenv func(string) string) string {
 	return ""
 }
 
-// commandEnv is what commands of the repository, and package managers, see of
-// the job's environment: nothing that is secret.
-func commandEnv(getenv func(string) string) []string {
+// proxies are the variables that say how the web is reached.
+func proxies(getenv func(string) string) []string {
 	var out []string
-	for _, n := range []string{"PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"} {
+	for _, n := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"} {
 		if v := getenv(n); v != "" {
 			out = append(out, n+"="+v)
 		}
 	}
 	return out
+}
+
+// proxied reaches registries as those variables say, where they are not the
+// process's own but the bundle's.
+func proxied(getenv func(string) string) http.RoundTripper {
+	either := func(n string) string {
+		if v := getenv(n); v != "" {
+			return v
+		}
+		return getenv(strings.ToLower(n))
+	}
+	choose := (&httpproxy.Config{HTTPProxy: either("HTTP_PROXY"), HTTPSProxy: either("HTTPS_PROXY"), NoProxy: either("NO_PROXY")}).ProxyFunc()
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.Proxy = func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
+	t.MaxIdleConnsPerHost, t.DisableCompression = 16, true
+	return t
+}
+
+// commandEnv is what commands of the repository, and package managers, see of
+// the job's environment: nothing that is secret.
+func commandEnv(getenv func(string) string) []string {
+	var out []string
+	for _, n := range []string{"PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"} {
+		if v := getenv(n); v != "" {
+			out = append(out, n+"="+v)
+		}
+	}
+	return append(out, proxies(getenv)...)
 }
 
 // kanikoExecutor is kaniko-executor in PATH. Empty when there is none; then an

@@ -69,6 +69,9 @@ type Options struct {
 	// CacheBytes is about how much stays in CacheDir: what was not used for
 	// longest goes first. 0 means 10 GiB.
 	CacheBytes int64
+	// Env is what commands see of the machine: proxies. It is part of no key and
+	// no image, and the Dockerfile's own ENV counts more.
+	Env []string
 	// Secret is a secret of the job by name, as [builder.Options].Secret.
 	Secret func(name string) (builder.Secret, error)
 	// TmpDir holds the build context and the layers for a build's time; "" is
@@ -125,6 +128,8 @@ type Source struct {
 	Args    map[string]string
 	Target  string
 	Cache   builder.Cache
+	// Env is as [Options].Env: where packages come from.
+	Env []string
 	// Secrets are names of those that instructions may mount.
 	Secrets []string
 	// List asks for the packages that the instructions installed.
@@ -159,7 +164,7 @@ func (e *Engine) Build(ctx context.Context, req builder.Request) (builder.Image,
 	}
 	src := Source{
 		Path: req.Dockerfile.Path, Dockerfile: text, Args: req.Dockerfile.Args, Cache: req.Dockerfile.Cache,
-		Context: req.Code.FS, Paths: req.Code.Paths, Secrets: req.Secrets, List: req.Origin != nil,
+		Context: req.Code.FS, Paths: req.Code.Paths, Env: req.Dockerfile.Env, Secrets: req.Secrets, List: req.Origin != nil,
 	}
 	r := e.registry()
 	tag, err := keyTag(req.Repository, req.Key)

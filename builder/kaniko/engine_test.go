@@ -465,3 +465,40 @@ func TestOddNames(t *testing.T) {
 		}
 	})
 }
+
+// Commands see the machine's proxies and the platform's mirrors. The image
+// does not, and it is the same on a machine with others.
+func TestMachineVariables(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		build := func(key, proxy string) builder.Image {
+			o := l.options()
+			o.Env = []string{"HTTP_PROXY=" + proxy, "FROM_BASE=machine"}
+			req := l.request(key, "FROM BASE\nENV npm_config_registry=mine\nRUN echo proxy $HTTP_PROXY && echo \"$PIP_INDEX_URL $npm_config_registry $FROM_BASE\" > /seen\n", nil)
+			req.Dockerfile.Env = []string{"PIP_INDEX_URL=http://index.example/", "npm_config_registry=theirs"}
+			res, err := kaniko.New(o).Build(t.Context(), req)
+			if err != nil {
+				t.Fatalf("%v\n%s", err, l.log)
+			}
+			return res
+		}
+		res := build("k1", "http://one.example")
+		if !strings.Contains(l.log.String(), "\nproxy http://one.example\n") {
+			t.Errorf("the command sees no proxy:\n%s", l.log)
+		}
+		img, err := remote.Image(res.Ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := newFiles(t, img, 1)["/seen"]; got == nil || got.Linkname != "http://index.example/ mine yes\n" {
+			t.Errorf("it saw %+v", got)
+		}
+		raw, err := img.RawConfigFile()
+		if err != nil || bytes.Contains(raw, []byte("one.example")) || bytes.Contains(raw, []byte("index.example")) {
+			t.Errorf("the image has them: %s, %v", raw, err)
+		}
+		l.log.Reset()
+		if other := build("k2", "http://two.example"); other.Ref != res.Ref || strings.Contains(l.log.String(), "two.example") {
+			t.Errorf("another proxy made another image, %s and %s, or ran again:\n%s", res.Ref, other.Ref, l.log)
+		}
+	})
+}

@@ -40,9 +40,10 @@ type Order struct {
 	Skip  int
 	// Until is where to stop, as a number of instructions.
 	Until int
-	// Env are variables of the commands that come from secrets.
-	Env  []string
-	Name string // of the stage, for people
+	// Machine are variables of the commands that the image's own replace, Env
+	// those that come from secrets.
+	Machine, Env []string
+	Name         string // of the stage, for people
 	// Args are given from outside, Meta declared before the first FROM.
 	Args, Meta map[string]string
 	// Config is a [v1.Config], that of the base image. Its files are the root

@@ -284,7 +284,7 @@ func (b *build) carryOut(ctx context.Context, i int, s *built, chain []step, key
 		return b.r.failed("read", s.ref, err)
 	}
 	order := Order{
-		Dockerfile: b.src.Dockerfile, Skip: at, Until: to, Name: b.d.stages[i].name, Args: b.d.args, Meta: b.d.meta,
+		Dockerfile: b.src.Dockerfile, Skip: at, Until: to, Machine: slices.Concat(b.e.o.Env, b.src.Env), Name: b.d.stages[i].name, Args: b.d.args, Meta: b.d.meta,
 		From: map[int]int{}, Rootless: b.mode == sandbox.UserNS,
 	}
 	for k := i; k >= 0; k = b.d.stages[k].on {

@@ -294,7 +294,7 @@ func (s *stage) run(c *instructions.RunCommand) (bool, error) {
 		return false, err
 	}
 	config := s.config
-	config.Env = slices.Concat(config.Env, s.order.Env)
+	config.Env = slices.Concat(s.order.Machine, config.Env, s.order.Env)
 	if s.order.Rootless {
 		// It is root already, and where USER says so kaniko would also set
 		// root's groups, which nobody may without root on this machine.

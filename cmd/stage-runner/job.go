@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -69,6 +70,7 @@ func (j job) run(ctx context.Context, names []string) error {
 	defer b.Close()
 	*j.docs = b.Meta.Docs
 
+	j.environ = append(slices.Clone(j.environ), b.Meta.Proxy.Variables()...)
 	w, err := stages.Connect(j.getenv, facts, j.stderr)
 	if err != nil {
 		return j.report(stages.ReportFailure(ctx, facts, version, started, err))
