@@ -270,10 +270,13 @@ func (p BuildPlan) withoutCommand(found map[string]string) BuildPlan {
 // rememberCommand lets later jobs find the images by what build.command read.
 // It is a courtesy to them: where it fails, the command runs again.
 func (s *state) rememberCommand(ctx context.Context, plan *BuildPlan, refs map[string]name.Digest) error {
-	if !s.commandRan || s.reads == nil {
+	if !s.commandRan {
 		return nil
 	}
-	why := s.reads.why
+	why := "a script of the platform ran after it"
+	if s.reads != nil {
+		why = s.reads.why
+	}
 	if why == "" {
 		group, gctx := errgroup.WithContext(ctx)
 		group.SetLimit(lookups)

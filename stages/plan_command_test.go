@@ -1,11 +1,14 @@
 package stages
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/kuroko-faas/kuroko/builder"
 )
@@ -125,6 +128,48 @@ func TestCommandThatReadsWhatNobodyCanSum(t *testing.T) {
 	}
 	if plans, err := r.Plan(t.Context(), Ask{}); err != nil || plans.Build.Images[0].CommandKey != "" || plans.Build.CommandSkipped {
 		t.Errorf("%v\n%s", err, plans)
+	}
+}
+
+// A plan for people says whether the command would run: not when all images are
+// there, and not when half of them are.
+func TestPlanWithoutTheCommand(t *testing.T) {
+	r := asker(t, "test", map[string]string{
+		"faas.yml": "version: 1\nservice: shop\nprovider: {runtime: nodejs18}\ndeploy: {mode: independent}\n" +
+			"functions: {a: {handler: dist/a/index.handler, source: dist/a}, b: {handler: dist/b/index.handler, source: dist/b}}\nbuild: {command: make, output: dist}\n",
+	})
+	const digest = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	made := map[string]bool{"a": true, "b": true}
+	r.World.FindMade = func(_ context.Context, repo name.Repository, _ string) (name.Digest, bool, error) {
+		return repo.Digest(digest), made[repo.RepositoryStr()[len(repo.RepositoryStr())-1:]], nil
+	}
+	plan := func() (BuildPlan, string) {
+		t.Helper()
+		plans, err := r.Plan(t.Context(), Ask{})
+		if err != nil || len(plans.Build.Images) != 2 {
+			t.Fatalf("%v\n%s", err, plans)
+		}
+		return plans.Build, plans.String()
+	}
+	build, text := plan()
+	for _, img := range build.Images {
+		if !build.CommandSkipped || img.Action != "reuse" || img.Digest != digest || img.Key != img.CommandKey || img.Key == "" {
+			t.Errorf("%+v", img)
+		}
+	}
+	const again = "a pipeline plans again after build.command"
+	if !strings.Contains(text, "nothing that build.command reads has changed") || strings.Contains(text, again) {
+		t.Error(text)
+	}
+	made["b"] = false
+	build, text = plan()
+	for _, img := range build.Images {
+		if build.CommandSkipped || img.Action != "build" || img.Digest != "" || img.Key == img.CommandKey || img.CommandKey == "" {
+			t.Errorf("%+v", img)
+		}
+	}
+	if !strings.Contains(text, again) {
+		t.Error(text)
 	}
 }
 
