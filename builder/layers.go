@@ -72,6 +72,9 @@ type Options struct {
 	TreeBytes int64
 	// Mode of the sandbox that commands run in; "" is the best there is.
 	Mode sandbox.Mode
+	// NoOverlay has each command run over a copy of its build image that is made
+	// for it, as on a machine that has no overlay.
+	NoOverlay bool
 	// Env is what commands see of the machine's environment: proxies, and
 	// SSL_CERT_FILE, SSL_CERT_DIR and NODE_EXTRA_CA_CERTS with what they name; in
 	// the job container also PATH and LANG. nil means PATH alone.

@@ -39,6 +39,9 @@ type Command struct {
 	// Dir is the folder that it works in, and all of the caller's that it can
 	// write to. Inside it is [InsideDir], and a .git in it is empty.
 	Dir string
+	// Instead are files of Dir that it sees with another content, read-only. The
+	// job container shows them as they are.
+	Instead map[string][]byte
 	// Home are files that its home has, by name: settings of programs. The home
 	// is removed with the command.
 	Home map[string][]byte
@@ -277,6 +280,9 @@ func (e *Layers) runInside(ctx context.Context, c Command, mode sandbox.Mode) (e
 		return err
 	}
 	spec.Binds = append(spec.Binds, hidden...)
+	for file, data := range c.Instead {
+		spec.Binds = append(spec.Binds, sandbox.Bind{Target: InsideDir + "/" + file, File: &sandbox.File{Data: data, Mode: 0o444, UID: uid, GID: gid}})
+	}
 	for _, p := range append([]string{"/etc/resolv.conf", "/etc/hosts"}, e.certificates()...) {
 		if real, err := filepath.EvalSymlinks(p); err == nil {
 			spec.Binds = append(spec.Binds, sandbox.Bind{Source: real, Target: filepath.Clean(p), ReadOnly: true})
@@ -286,7 +292,11 @@ func (e *Layers) runInside(ctx context.Context, c Command, mode sandbox.Mode) (e
 	if store.Dir == "" {
 		store.Dir = filepath.Join(scratch, "image")
 	}
-	p, tree, err := e.enter(ctx, s, c, image, spec, store, true)
+	var p *sandbox.Process
+	var tree *rootfs.Tree
+	if err = sandbox.ErrNoOverlay; !e.o.NoOverlay {
+		p, tree, err = e.enter(ctx, s, c, image, spec, store, true)
+	}
 	if errors.Is(err, sandbox.ErrNoOverlay) {
 		// A copy of one's own, which is thrown away whatever is written to it.
 		p, tree, err = e.enter(ctx, s, c, image, spec, rootfs.Store{Dir: filepath.Join(scratch, "own")}, false)

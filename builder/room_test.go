@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -193,6 +194,72 @@ func TestCommandsSeeNoGit(t *testing.T) {
 			if data, err := os.ReadFile(file); err != nil || string(data) != "s3cret" {
 				t.Errorf("%s afterwards: %q, %v", git, data, err)
 			}
+		}
+	})
+}
+
+// Without overlay a command has a copy of its build image, which is gone with
+// it.
+func TestCommandsWithoutOverlay(t *testing.T) {
+	reg := registrytest.New(t)
+	image := buildImage(t, reg, nil)
+	inEachMode(t, func(t *testing.T, mode sandbox.Mode) {
+		trees, tmp, dir := t.TempDir(), t.TempDir(), t.TempDir()
+		e := engine(t, builder.Options{Mode: mode, NoOverlay: true, TreeDir: trees, TempDir: tmp, Secret: someSecrets})
+		unpacked := 0
+		script := func(text string) string {
+			t.Helper()
+			var out bytes.Buffer
+			ran, err := e.Run(t.Context(), builder.Command{
+				Image: image, Argv: []string{"sh", "-c", text}, Dir: dir, Secrets: []string{"VALUE"}, Stdout: &out, Stderr: &out,
+				Notice: func(string) { unpacked++ },
+			})
+			if err != nil || ran != (builder.Ran{Sandbox: builder.SandboxNamespaces, Image: image.DigestStr()}) {
+				t.Errorf("ran in %+v, %v: %s", ran, err, out.String())
+			}
+			return out.String()
+		}
+		owner := strconv.Itoa(os.Geteuid())
+		if mode == sandbox.UserNS {
+			owner = "65532" // nobody else exists
+		}
+		if got, want := script("cat /etc/mark /run/secrets/VALUE; echo; pwd; id -u; echo made > made; mkdir /etc/more && echo changed > /etc/mark; cat /etc/mark"),
+			"of the build image\nthe-secret-value\n/app\n"+owner+"\nchanged\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if got := script("cat /etc/mark; cat made; test -e /etc/more || echo gone"); got != "of the build image\nmade\ngone\n" {
+			t.Errorf("the second command: %q", got)
+		}
+		for _, left := range []string{trees, tmp} {
+			if list, err := os.ReadDir(left); err != nil || len(list) > 0 {
+				t.Errorf("left in %s: %v, %v", left, list, err)
+			}
+		}
+		if unpacked != 2 {
+			t.Errorf("unpacked %d times", unpacked)
+		}
+	})
+}
+
+// A yarn.lock that leads to another registry is shown, and not written.
+func TestCommandsSeeOtherFiles(t *testing.T) {
+	const lock = "a@1:\n  version \"1.0.0\"\n  resolved \"https://registry.yarnpkg.com/@team/a/-/a-1.0.0.tgz#0\"\n"
+	image := buildImage(t, registrytest.New(t), nil)
+	inEachMode(t, func(t *testing.T, mode sandbox.Mode) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "yarn.lock"), []byte(lock), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		_, err := engine(t, builder.Options{Mode: mode, TreeDir: t.TempDir(), TempDir: t.TempDir()}).Run(t.Context(), builder.Command{
+			Image: image, Dir: dir, Argv: []string{"sh", "-c", "cat yarn.lock; (echo x > yarn.lock) 2>/dev/null || echo read-only"}, Stdout: &out,
+			Instead: map[string][]byte{"yarn.lock": builder.YarnLock([]byte(lock), "http://127.0.0.1:1/npm/")},
+		})
+		if want := strings.Replace(lock, "https://registry.yarnpkg.com/", "http://127.0.0.1:1/npm/", 1) + "read-only\n"; err != nil || out.String() != want {
+			t.Errorf("got %q, %v; want %q", out.String(), err, want)
+		}
+		if data, err := os.ReadFile(filepath.Join(dir, "yarn.lock")); err != nil || string(data) != lock {
+			t.Errorf("the file is %q, %v", data, err)
 		}
 	})
 }

@@ -116,6 +116,13 @@ func npmSettings(fsys fs.FS) []byte {
 	return []byte(out.String())
 }
 
+// YarnLock is a yarn.lock whose packages come from a registry. yarn takes them
+// from where the lock file has them, whatever registry it is told.
+func YarnLock(lock []byte, registry string) []byte {
+	to := strings.ReplaceAll(strings.TrimSuffix(registry, "/"), "$", "$$")
+	return resolved.ReplaceAll(lock, []byte("${1}"+to+"/${2}"))
+}
+
 // resolved is where a yarn.lock has a package from.
 var resolved = regexp.MustCompile(`(?m)^(  resolved ")https?://[^"\n]*?/((?:@[^/"\n]+/)?[^/"\n]+/-/[^"\n]+")`)
 
@@ -129,8 +136,8 @@ func (b *build) toolInstall(ctx context.Context, manifest, lock, settings []byte
 	var env []string
 	if from != "" {
 		env = []string{"npm_config_registry=" + from, "npm_config_replace_registry_host=always"}
-		if d.Kind == KindYarn { // it knows no such setting
-			lock = resolved.ReplaceAll(lock, []byte("${1}"+strings.ReplaceAll(strings.TrimSuffix(from, "/"), "$", "$$")+"/${2}"))
+		if d.Kind == KindYarn {
+			lock = YarnLock(lock, from)
 		}
 	}
 	app, done, err := b.workshop(map[string][]byte{d.Manifest: manifest, d.Lock: lock, ".npmrc": settings})

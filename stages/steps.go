@@ -501,7 +501,11 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 	}
 	slices.Sort(vars)
 	runtime := s.Bundle.Meta.Runtimes[commandRuntime(p, language)]
+	var instead map[string][]byte
 	if runtime.Language == "node" {
+		if line == "" {
+			instead = s.yarnLock(vars)
+		}
 		var files map[string][]byte
 		line, files = s.World.Shell(s.nodeKind(p), line)
 		for file, data := range files {
@@ -514,7 +518,7 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 	out := &lineWriter{log: s.Log}
 	defer out.flush()
 	ran, err := s.World.Run(ctx, builder.Command{
-		Image: image, Argv: []string{"/bin/sh", "-c", line}, Env: vars, Secrets: secrets, Dir: s.Job.Dir, Home: home, Stdout: out, Stderr: out,
+		Image: image, Argv: []string{"/bin/sh", "-c", line}, Env: vars, Secrets: secrets, Dir: s.Job.Dir, Home: home, Instead: instead, Stdout: out, Stderr: out,
 		Notice: func(text string) { s.Log.Printf("%s", text) },
 	})
 	if ran.Sandbox != "" {
@@ -524,6 +528,30 @@ func (s *state) command(ctx context.Context, p *project.Project, language, line 
 		s.tellWhere(ran, "commands of the repository")
 	}
 	return err
+}
+
+// yarnLock is the project's yarn.lock as it is installed from the registry that
+// variables name; none without either.
+func (s *state) yarnLock(vars []string) map[string][]byte {
+	const lock = "yarn.lock"
+	if s.nodeLock() != lock {
+		return nil
+	}
+	for _, kv := range vars {
+		registry, ok := strings.CutPrefix(kv, "npm_config_registry=")
+		if !ok {
+			continue
+		}
+		root, err := os.OpenRoot(s.Job.Dir)
+		if err != nil {
+			return nil // yarn says what is wrong
+		}
+		defer root.Close()
+		if data, err := root.ReadFile(lock); err == nil {
+			return map[string][]byte{lock: builder.YarnLock(data, registry)}
+		}
+	}
+	return nil
 }
 
 // registries are where a command's package managers find the packages: as
