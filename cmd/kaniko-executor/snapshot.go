@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/GoogleContainerTools/kaniko/pkg/util"
 	"golang.org/x/sys/unix"
@@ -45,6 +44,7 @@ type state struct {
 	// A command may set one time, but not the other. Folders have none here:
 	// they change with what is in them.
 	mtime, ctime unix.Timespec
+	at           int // the folder that shows it: a descriptor
 }
 
 func (s state) kind() uint32 { return s.mode & unix.S_IFMT }
@@ -77,7 +77,7 @@ func folder(dir string, below bool, now map[string]state) error {
 		if util.IsInIgnoreList("/" + name) {
 			continue
 		}
-		st, err := look(path.Join(changesDir, name))
+		st, err := look(kaniko.ChangesFD, name)
 		if err != nil {
 			return err
 		}
@@ -90,7 +90,7 @@ func folder(dir string, below bool, now map[string]state) error {
 		}
 		inner := false
 		if below {
-			old, err := look(path.Join(beforeDir, name))
+			old, err := look(kaniko.BeforeFD, name)
 			inner = err == nil && old.kind() == unix.S_IFDIR
 		}
 		if err := folder(name, inner, now); err != nil {
@@ -122,12 +122,14 @@ func folder(dir string, below bool, now map[string]state) error {
 	return nil
 }
 
-func look(p string) (state, error) {
+// look looks at a file in a folder, given by its descriptor: over /proc the way
+// takes as long as the look.
+func look(at int, name string) (state, error) {
 	var st unix.Stat_t
-	if err := unix.Lstat(p, &st); err != nil {
-		return state{}, &fs.PathError{Op: "lstat", Path: p, Err: err}
+	if err := unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return state{}, &fs.PathError{Op: "lstat", Path: name, Err: err}
 	}
-	s := state{mode: st.Mode, uid: st.Uid, gid: st.Gid}
+	s := state{mode: st.Mode, uid: st.Uid, gid: st.Gid, at: at}
 	if s.kind() != unix.S_IFDIR {
 		s.size, s.ino, s.dev, s.mtime, s.ctime = st.Size, st.Ino, st.Rdev, st.Mtim, st.Ctim
 	}
@@ -144,11 +146,11 @@ func (s *snapshots) take(paths []string, place int) (bool, error) {
 			if _, ok := files[name]; ok {
 				break
 			}
-			st, err := look(path.Join(changesDir, name))
+			st, err := look(kaniko.ChangesFD, name)
 			if err == nil && s.seen != nil {
 				s.seen[name] = st
 			} else if errors.Is(err, fs.ErrNotExist) {
-				st, err = look("/" + name)
+				st, err = look(unix.AT_FDCWD, "/"+name)
 			}
 			if err != nil {
 				return false, err
@@ -293,19 +295,16 @@ func sorted(files map[string]state) (items []*item, links []*tar.Header) {
 // open finds out what belongs into the header, and the content. A file is read
 // where it was changed, which is faster than through the overlay.
 func (i *item) open() error {
-	h := i.header
-	if i.state.removed {
-		return nil
+	h, name := i.header, i.name
+	if i.state.at == unix.AT_FDCWD {
+		name = "/" + name
 	}
-	from := path.Join(changesDir, i.name)
-	if _, err := os.Lstat(from); err != nil {
-		from = "/" + i.name
-	}
-	var err error
 	switch i.state.kind() {
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
-		h.Linkname, err = os.Readlink(from)
+		buf := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(i.state.at, name, buf)
+		h.Linkname = string(buf[:max(n, 0)])
 		return err
 	case unix.S_IFDIR:
 		h.Typeflag = tar.TypeDir
@@ -314,29 +313,48 @@ func (i *item) open() error {
 		h.Typeflag, h.Size = tar.TypeReg, i.state.size
 	case unix.S_IFIFO:
 		h.Typeflag = tar.TypeFifo
+		return nil
 	case unix.S_IFCHR:
 		h.Typeflag = tar.TypeChar
+		return nil
 	case unix.S_IFBLK:
 		h.Typeflag = tar.TypeBlock
+		return nil
+	default: // removed
+		return nil
 	}
-	if err := attributes(from, i.name, h); err != nil || h.Typeflag != tar.TypeReg || h.Size == 0 {
-		return err
-	}
-	f, err := os.OpenFile(from, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	fd, err := unix.Openat(i.state.at, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
+		return &fs.PathError{Op: "open", Path: "/" + i.name, Err: err}
+	}
+	if err := attributes(fd, i.name, h); err != nil {
+		unix.Close(fd)
 		return err
 	}
 	if h.Size > large {
-		i.file = f
+		i.file = os.NewFile(uintptr(fd), i.name)
 		return nil
 	}
-	defer f.Close()
-	i.body = make([]byte, h.Size+1) // one more: it must not grow
-	n, err := io.ReadFull(f, i.body)
-	if i.body = i.body[:n]; err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = nil
+	defer unix.Close(fd)
+	if h.Typeflag == tar.TypeDir || h.Size == 0 {
+		return nil
 	}
-	return err
+	i.body = make([]byte, h.Size)
+	for at := 0; at < len(i.body); {
+		n, err := unix.Read(fd, i.body[at:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "read", Path: "/" + i.name, Err: err}
+		}
+		if n == 0 {
+			i.body = i.body[:at]
+			break
+		}
+		at += n
+	}
+	return nil
 }
 
 func (i *item) write(t *tar.Writer) error {
@@ -358,11 +376,11 @@ func (i *item) write(t *tar.Writer) error {
 }
 
 // attributes refuses files with extended attributes that would be lost.
-func attributes(from, name string, h *tar.Header) error {
-	buf := make([]byte, 4<<10)
-	n, err := unix.Llistxattr(from, buf)
-	if err != nil {
-		return nil // a file system without them
+func attributes(fd int, name string, h *tar.Header) error {
+	var buf [4 << 10]byte
+	n, err := unix.Flistxattr(fd, buf[:])
+	if err != nil || n == 0 {
+		return nil // a file system without them, or a file
 	}
 	for a := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
 		switch {
