@@ -210,7 +210,7 @@ func (l look) findings() ([]kaniko.Problem, error) {
 		return nil, err
 	}
 	found = append(l.bases(d.Bases), kaniko.Lint(text)...)
-	found = append(found, d.MissingSecrets(l.secrets)...)
+	found = append(found, d.MissingSecrets(l.secrets, "build.secrets does not list")...)
 	var missing kaniko.Problems
 	if err := d.Check(l.tree, l.paths, l.file); err != nil && !errors.As(err, &missing) {
 		return nil, err

@@ -206,15 +206,15 @@ func (c *checker) workdir(word string) {
 }
 
 // MissingSecrets says what there is to say about secrets that instructions
-// mount and names do not list: one that is required is refused.
-func (d *Dockerfile) MissingSecrets(names []string) Problems {
+// mount and names do not list: one that is required is refused. because begins
+// the reason, before the secret's name.
+func (d *Dockerfile) MissingSecrets(names []string, because string) Problems {
 	var out Problems
 	for _, s := range d.Secrets {
 		if slices.Contains(names, s.ID) {
 			continue
 		}
-		p := Problem{Line: s.Line, Column: s.Column, Rule: "RunMountSecret", Advice: !s.Required,
-			Text: fmt.Sprintf("RUN --mount=type=secret: build.secrets does not list %s", s.ID)}
+		p := Problem{Line: s.Line, Column: s.Column, Rule: "RunMountSecret", Advice: !s.Required, Text: "RUN --mount=type=secret: " + because + " " + s.ID}
 		if !s.Required {
 			p.Text += ", so the command runs without it"
 		}

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -112,7 +115,7 @@ RUN --mount=type=secret,id=T,required=true (echo x > /run/secrets/T) 2>/dev/null
 		}
 		_, err = l.mounting("k3", dockerfile, nil, nil)
 		var input *builder.InputError
-		if !errors.As(err, &input) || !strings.Contains(err.Error(), "line 5, column 5: RUN --mount=type=secret: build.secrets does not list T") {
+		if !errors.As(err, &input) || !strings.Contains(err.Error(), "line 5, column 5: RUN --mount=type=secret: this build was not given T") {
 			t.Errorf("without it: %v", err)
 		}
 		img = l.mustMount("k4", "FROM BASE\nRUN --mount=type=secret,id=T test -e /run/secrets/T || touch /without\n", nil, nil)
@@ -214,6 +217,35 @@ func TestMountedCaches(t *testing.T) {
 			if got := add("cache", "target=/c"); !strings.HasPrefix(got, decimal(n)+"\n") {
 				t.Errorf("it is still there: %q", got)
 			}
+		}
+	})
+}
+
+// The program takes secrets as docker build does.
+func TestSecretFlags(t *testing.T) {
+	each(t, func(t *testing.T, l *lab) {
+		if l.mode != "root" && os.Geteuid() == 0 {
+			t.Skip("the program takes the best mode that there is")
+		}
+		dir := t.TempDir()
+		for file, text := range map[string]string{
+			"Dockerfile": "FROM " + l.base + "\nRUN --mount=type=secret,id=T --mount=type=secret,id=f cat /run/secrets/T /run/secrets/f && wc -c /run/secrets/T /run/secrets/f > /count\n",
+			"file":       "of a file",
+		} {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dest := l.must("team/secrets:1")
+		cmd := exec.CommandContext(t.Context(), l.executor, "--context", dir, "--dockerfile", "Dockerfile", "--destination", dest.String(),
+			"--secret", "id=T,env=TOKEN_OF_MINE", "--secret", "id=f,src="+dir+"/file")
+		cmd.Env = []string{"TMPDIR=" + t.TempDir(), "HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "TOKEN_OF_MINE=" + hidden}
+		out, err := cmd.CombinedOutput()
+		if err != nil || bytes.Contains(out, []byte(hidden)) || bytes.Contains(out, []byte("of a file")) || !bytes.Contains(out, []byte("[MASKED]")) {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if got := made(t, must(remote.Image(dest)))["/count"]; !strings.Contains(got, "16 /run/secrets/T") || !strings.Contains(got, "9 /run/secrets/f") {
+			t.Errorf("it saw %q", got)
 		}
 	})
 }

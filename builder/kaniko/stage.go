@@ -76,7 +76,7 @@ func (b *build) check() error {
 	d, err := Parse(b.src.Dockerfile, b.src.Args, b.src.Target)
 	if err == nil {
 		found := d.check(b.files, nil)
-		for _, p := range d.MissingSecrets(b.src.Secrets) {
+		for _, p := range d.MissingSecrets(b.src.Secrets, "this build was not given") {
 			if !p.Advice {
 				found = append(found, p)
 			}

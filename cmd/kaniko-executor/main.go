@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
+	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 )
@@ -52,6 +54,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			&cli.StringFlag{Name: "dockerfile", Usage: "path of the Dockerfile, as it is or below the context", Value: "Dockerfile"},
 			&cli.StringSliceFlag{Name: "destination", Usage: "push the image there; may be repeated"},
 			&cli.StringSliceFlag{Name: "build-arg", Usage: "KEY=value, or KEY for the environment's value; may be repeated"},
+			&cli.StringSliceFlag{Name: "secret", Usage: "id=NAME, id=NAME,env=VARIABLE or id=NAME,src=FILE for RUN --mount=type=secret; may be repeated"},
 			&cli.StringFlag{Name: "target", Usage: "name of the stage to build"},
 			&cli.StringFlag{Name: "digest-file", Usage: "write the image's digest to this file"},
 			&cli.StringFlag{Name: "cache-repo", Usage: "repository that keeps what instructions made, so that equal ones are only looked up; written by jobs of protected refs alone"},
@@ -89,13 +92,26 @@ func runBuild(c *cli.Context, getenv func(string) string, stdout, stderr io.Writ
 	if err != nil {
 		return err
 	}
+	secrets, err := secrets(c, getenv)
+	if err != nil {
+		return err
+	}
+	masked := new(redact.Redactor)
+	for id, s := range secrets {
+		src.Secrets = append(src.Secrets, id)
+		masked.Add(string(s.Value))
+	}
+	slices.Sort(src.Secrets)
+	log := masked.Writer(stderr)
+	defer log.Close()
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	e := kaniko.New(kaniko.Options{
 		Executor: self, Keychain: keychain(getenv), Insecure: c.StringSlice("insecure-registry"),
-		CacheDir: c.String("cache-dir"), Log: stderr,
+		CacheDir: c.String("cache-dir"), Log: log,
+		Secret: func(id string) (builder.Secret, error) { return secrets[id], nil },
 	})
 	if cache != nil {
 		src.Cache.Read = []name.Repository{*cache}
@@ -104,7 +120,7 @@ func runBuild(c *cli.Context, getenv func(string) string, stdout, stderr io.Writ
 		if getenv("CI_COMMIT_REF_PROTECTED") == "true" || getenv("GITLAB_CI") == "" {
 			src.Cache.Write = cache
 		} else {
-			fmt.Fprintf(stderr, "%s is only read: this job's ref is not protected\n", cache)
+			fmt.Fprintf(log, "%s is only read: this job's ref is not protected\n", cache)
 		}
 	}
 	res, err := e.BuildTo(c.Context, src, dest)
@@ -158,6 +174,48 @@ func destinations(c *cli.Context) (dest []name.Tag, cache *name.Repository, err 
 		cache = &r
 	}
 	return dest, cache, nil
+}
+
+// secrets are those that the flags give: docker's form.
+func secrets(c *cli.Context, getenv func(string) string) (map[string]builder.Secret, error) {
+	all := map[string]builder.Secret{}
+	for _, flag := range c.StringSlice("secret") {
+		var id, variable, file string
+		for _, part := range strings.Split(flag, ",") {
+			key, value, _ := strings.Cut(part, "=")
+			switch key {
+			case "id":
+				id = value
+			case "env":
+				variable = value
+			case "src", "source":
+				file = value
+			case "type": // follows from the others
+			default:
+				return nil, cliapp.Usagef("--secret %s: %q is not one of id, env, src", flag, key)
+			}
+		}
+		if id == "" {
+			return nil, cliapp.Usagef("--secret %s: no id", flag)
+		}
+		if file != "" {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				return nil, cliapp.Usagef("--secret %s: %w", flag, err)
+			}
+			all[id] = builder.Secret{Value: data, File: true}
+			continue
+		}
+		if variable == "" {
+			variable = id
+		}
+		value := getenv(variable)
+		if value == "" {
+			return nil, cliapp.Usagef("--secret %s: the variable %s is not set", flag, variable)
+		}
+		all[id] = builder.Secret{Value: []byte(value)}
+	}
+	return all, nil
 }
 
 // source reads the Dockerfile and opens the context.
