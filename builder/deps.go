@@ -14,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/npm"
 	"github.com/kuroko-faas/kuroko/builder/pip"
@@ -127,8 +128,7 @@ func (b *build) recipe() (recipe, error) {
 	r.empty, r.parts = plan.Empty(), plan.Parts()
 	r.write = func(ctx context.Context, w *layer.Writer) error {
 		o := b.e.o
-		f := &npm.Fetcher{Registry: d.Registry, Scopes: o.NPMScopes, Authorize: o.Authorize, Client: b.e.npm, Cache: o.NPMCache,
-			Temp: o.TempDir, Attempts: o.Attempts, Delay: o.Delay}
+		f := &npm.Fetcher{Registry: d.Registry, Scopes: o.NPMScopes, Source: b.e.packages(), Cache: o.NPMCache, Temp: o.TempDir}
 		return f.Write(ctx, w, d.Prefix, plan)
 	}
 	return r, nil
@@ -148,11 +148,16 @@ func (b *build) pipRecipe(lock []byte) (recipe, error) {
 	case err != nil:
 		return recipe{}, err
 	}
-	f := &pip.Fetcher{Index: d.Registry, Authorize: o.Authorize, Client: b.e.npm, Cache: o.PipCache, Temp: o.TempDir, Attempts: o.Attempts, Delay: o.Delay}
+	f := &pip.Fetcher{Index: d.Registry, Source: b.e.packages(), Cache: o.PipCache, Temp: o.TempDir}
 	r := recipe{empty: plan.Empty(), parts: append([]string{pipVersion}, plan.Parts()...)}
 	r.write = func(ctx context.Context, w *layer.Writer) error { return f.Write(ctx, w, d.Prefix, plan) }
 	r.install = func(ctx context.Context, why error) (*layer.Layer, error) { return b.pipInstall(ctx, lock, why) }
 	return r, nil
+}
+
+// packages is how package registries are asked.
+func (e *Layers) packages() fetch.Source {
+	return fetch.Source{Authorize: e.o.Authorize, Client: e.npm, Attempts: e.o.Attempts, Delay: e.o.Delay}
 }
 
 func (e *Layers) pipPlan(d *Dependencies, lock []byte) (pip.Plan, error) {

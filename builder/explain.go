@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/npm"
 	"github.com/kuroko-faas/kuroko/builder/pip"
@@ -42,6 +44,9 @@ func explain(op string, err error) error {
 	if e := explainPip(err); e != nil {
 		return e
 	}
+	if e := explainPackage(err); e != nil {
+		return e
+	}
 	var re *registry.Error
 	if !errors.As(err, &re) {
 		return fmt.Errorf("builder: %w", err)
@@ -62,8 +67,6 @@ func explainNPM(err error) error {
 		lock *npm.LockError
 		step *npm.OutOfStepError
 		plat *npm.UnsupportedError
-		pkg  *npm.PackageError
-		get  *npm.FetchError
 	)
 	switch {
 	case errors.As(err, &lock):
@@ -76,29 +79,19 @@ func explainNPM(err error) error {
 		return &InputError{What: "package-lock.json is out of step with package.json", Next: "run " + step.Fix + " and commit package-lock.json",
 			Err: errors.New(strings.Join(step.Problems, "; "))}
 	case errors.As(err, &plat):
-		return &InputError{What: "install the dependencies", Next: "make " + plat.Package + " an optional dependency, or leave it out", Err: err}
-	case errors.As(err, &pkg):
-		next := "check that the package registry is the one that the lock file was made with"
-		if errors.Is(err, npm.ErrNotPublished) {
-			next = "check that " + pkg.Package + " is published at " + pkg.Host + ", or choose another version"
-		}
-		return &InputError{What: "install the dependencies", Next: next, Err: err}
-	case errors.As(err, &get) && (get.Status == 401 || get.Status == 403):
-		return fmt.Errorf("builder: %w: %w", ErrDenied, err)
-	case errors.As(err, &get):
-		return &Unavailable{Op: "fetch " + get.Package, Host: get.Host, Attempts: get.Attempts, Err: reason{get.Reason(), err}}
+		return &InputError{What: installing, Next: "make " + plat.Package + " an optional dependency, or leave it out", Err: err}
 	}
 	return nil
 }
 
+// installing is what fails where a package can't be had or used.
+const installing = "install the dependencies"
+
 func explainPip(err error) error {
-	const what = "install the dependencies"
 	var (
 		lock *pip.LockError
 		step *pip.OutOfStepError
 		need *pip.NeedsInstallerError
-		pkg  *pip.PackageError
-		get  *pip.FetchError
 	)
 	switch {
 	case errors.As(err, &lock):
@@ -106,15 +99,26 @@ func explainPip(err error) error {
 	case errors.As(err, &step):
 		return &InputError{What: "requirements.txt is incomplete", Next: "run " + pip.Lock + " and commit requirements.txt", Err: errors.New(strings.Join(step.Problems, "; "))}
 	case errors.As(err, &need):
-		return &InputError{What: what, Next: "write what those files say into requirements.txt (" + pip.Lock + "), or install with pip in a Dockerfile: build.builder: dockerfile",
+		return &InputError{What: installing, Next: "write what those files say into requirements.txt (" + pip.Lock + "), or install with pip in a Dockerfile: build.builder: dockerfile",
 			Err: fmt.Errorf("requirements.txt names other files of the repository, which no key of an image knows: %s", strings.Join(need.Local, "; "))}
+	}
+	return nil
+}
+
+// explainPackage is for what a package registry gave or did not give.
+func explainPackage(err error) error {
+	var (
+		pkg *fetch.PackageError
+		get *fetch.Error
+	)
+	switch {
 	case errors.As(err, &pkg):
-		next := "check that the package index is the one that requirements.txt was made with"
-		if errors.Is(err, pip.ErrNotPublished) {
+		next := "check that the package registry is the one that the lock file was made with"
+		if errors.Is(err, npm.ErrNotPublished) || errors.Is(err, pip.ErrNotPublished) {
 			next = "check that " + pkg.Package + " is published at " + pkg.Host + ", or choose another version"
 		}
-		return &InputError{What: what, Next: next, Err: err}
-	case errors.As(err, &get) && (get.Status == 401 || get.Status == 403):
+		return &InputError{What: installing, Next: next, Err: err}
+	case errors.As(err, &get) && (get.Status == http.StatusUnauthorized || get.Status == http.StatusForbidden):
 		return fmt.Errorf("builder: %w: %w", ErrDenied, err)
 	case errors.As(err, &get):
 		return &Unavailable{Op: "fetch " + get.Package, Host: get.Host, Attempts: get.Attempts, Err: reason{get.Reason(), err}}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 )
 
@@ -36,8 +37,8 @@ var errUnreadable = errors.New("its archive has a form that only npm reads")
 // unpack reads an archive by npm's rules: the first folder is cut off, only
 // files count, of several equal names the last one's content does, and
 // .gitignore becomes .npmignore where there is none. A name that leaves the
-// package, and sizes beyond the limits, give [ErrHostile].
-func unpack(r io.Reader, data *layer.Spool, l Limits) (*unpacked, error) {
+// package, and sizes beyond the limits, give [fetch.ErrHostile].
+func unpack(r io.Reader, data *layer.Spool, l fetch.Limits) (*unpacked, error) {
 	zr, err := gzip.NewReader(bufio.NewReaderSize(r, 64<<10))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", errUnreadable, err)
@@ -60,7 +61,7 @@ func unpack(r io.Reader, data *layer.Spool, l Limits) (*unpacked, error) {
 			return nil, readError(capped, err, l)
 		}
 		if entries++; entries > l.Files {
-			return nil, fmt.Errorf("%w: it has more than %d files", ErrHostile, l.Files)
+			return nil, fmt.Errorf("%w: it has more than %d files", fetch.ErrHostile, l.Files)
 		}
 		switch h.Typeflag {
 		case tar.TypeReg, tar.TypeCont:
@@ -91,7 +92,7 @@ func unpack(r io.Reader, data *layer.Spool, l Limits) (*unpacked, error) {
 			return nil, readError(capped, err, l)
 		}
 		if data.Len() > l.Package {
-			return nil, fmt.Errorf("%w: it unpacks to more than %d bytes", ErrHostile, l.Package)
+			return nil, fmt.Errorf("%w: it unpacks to more than %d bytes", fetch.ErrHostile, l.Package)
 		}
 		if have, again := files[name]; again {
 			f.exec = have.exec // new content in the file that is there
@@ -106,13 +107,13 @@ func unpack(r io.Reader, data *layer.Spool, l Limits) (*unpacked, error) {
 	return u, nil
 }
 
-func readError(capped *io.LimitedReader, err error, l Limits) error {
+func readError(capped *io.LimitedReader, err error, l fetch.Limits) error {
 	var disk *layer.TempError
 	switch {
 	case errors.As(err, &disk):
 		return err // our side, not the archive's
 	case capped.N <= 0:
-		return fmt.Errorf("%w: it unpacks to more than %d bytes", ErrHostile, l.Package)
+		return fmt.Errorf("%w: it unpacks to more than %d bytes", fetch.ErrHostile, l.Package)
 	}
 	return fmt.Errorf("%w: %v", errUnreadable, err)
 }
@@ -122,15 +123,15 @@ func readError(capped *io.LimitedReader, err error, l Limits) error {
 func entryName(name string) (string, error) {
 	switch {
 	case strings.ContainsRune(name, 0), !utf8.ValidString(name):
-		return "", fmt.Errorf("%w: a name in it is not text: %q", ErrHostile, name)
+		return "", fmt.Errorf("%w: a name in it is not text: %q", fetch.ErrHostile, name)
 	case strings.HasPrefix(name, "/"):
-		return "", fmt.Errorf("%w: it holds the absolute name %q", ErrHostile, name)
+		return "", fmt.Errorf("%w: it holds the absolute name %q", fetch.ErrHostile, name)
 	case len(name) > 4096:
-		return "", fmt.Errorf("%w: a name in it has %d bytes", ErrHostile, len(name))
+		return "", fmt.Errorf("%w: a name in it has %d bytes", fetch.ErrHostile, len(name))
 	}
 	for _, part := range strings.Split(name, "/") {
 		if part == ".." {
-			return "", fmt.Errorf("%w: it holds the name %q", ErrHostile, name)
+			return "", fmt.Errorf("%w: it holds the name %q", fetch.ErrHostile, name)
 		}
 	}
 	_, rest, _ := strings.Cut(path.Clean(name), "/")

@@ -19,9 +19,6 @@ var (
 	// ErrIntegrity is the cause when an archive is not the one that the lock
 	// file names.
 	ErrIntegrity = errors.New("the archive does not match the lock file's integrity value")
-	// ErrHostile is the cause when an archive tries to leave its folder or is
-	// larger than any honest one.
-	ErrHostile = errors.New("the archive is not safe to unpack")
 	// ErrNotPublished is the cause when the registry does not have a version.
 	ErrNotPublished = errors.New("the package registry does not have this version")
 )
@@ -90,44 +87,3 @@ func list(all []string) string {
 	}
 	return strings.Join(all, "; ") + more
 }
-
-// PackageError is a package that can't be used as it was delivered.
-type PackageError struct {
-	Package string // name@version
-	Host    string // the registry that delivered it
-	Err     error
-}
-
-func (e *PackageError) Error() string { return fmt.Sprintf("%s from %s: %v", e.Package, e.Host, e.Err) }
-func (e *PackageError) Unwrap() error { return e.Err }
-
-// FetchError is a package registry that did not answer as it should; a later
-// try may help.
-type FetchError struct {
-	Package  string
-	Host     string
-	Status   int // 0 when there was no answer
-	Attempts int
-	Err      error
-}
-
-func (e *FetchError) Error() string {
-	s := fmt.Sprintf("fetch %s: %s: %s", e.Package, e.Host, e.Reason())
-	if e.Attempts > 1 {
-		s += fmt.Sprintf(" (tried %d times)", e.Attempts)
-	}
-	return s
-}
-
-// Reason is the message without package, host and number of tries.
-func (e *FetchError) Reason() string {
-	switch {
-	case e.Status == 0 && e.Err != nil:
-		return e.Err.Error()
-	case e.Err != nil:
-		return fmt.Sprintf("answered %d: %v", e.Status, e.Err)
-	}
-	return fmt.Sprintf("answered %d", e.Status)
-}
-
-func (e *FetchError) Unwrap() error { return e.Err }

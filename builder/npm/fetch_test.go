@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/npm/npmtest"
 )
 
@@ -22,7 +23,7 @@ func TestHostileArchives(t *testing.T) {
 	for i := range 30 {
 		many = append(many, named(fmt.Sprintf("package/%d", i)), "")
 	}
-	limits := Limits{Archive: 1 << 20, Package: 1 << 20, Files: 20}
+	limits := fetch.Limits{Archive: 1 << 20, Package: 1 << 20, Files: 20}
 	for name, tt := range map[string]struct {
 		archive []byte
 		want    string
@@ -45,8 +46,8 @@ func TestHostileArchives(t *testing.T) {
 				}
 				return
 			}
-			var pe *PackageError
-			if !errors.As(err, &pe) || !errors.Is(err, ErrHostile) || !strings.Contains(err.Error(), tt.want) || pe.Package != "p@1.0.0" {
+			var pe *fetch.PackageError
+			if !errors.As(err, &pe) || !errors.Is(err, fetch.ErrHostile) || !strings.Contains(err.Error(), tt.want) || pe.Package != "p@1.0.0" {
 				t.Errorf("got %v, want %s", err, tt.want)
 			}
 		})
@@ -54,8 +55,8 @@ func TestHostileArchives(t *testing.T) {
 	t.Run("total", func(t *testing.T) {
 		reg := npmtest.Start(t, npmtest.Generate(4, 2, 100_000)...)
 		manifest := `{"dependencies":{"generated-0":"*"}}`
-		_, _, err := install(t, &Fetcher{Registry: reg.URL, Limits: Limits{Total: 500_000}}, manifest, reg.Lock(manifest))
-		if !errors.Is(err, ErrHostile) {
+		_, _, err := install(t, &Fetcher{Registry: reg.URL, Limits: fetch.Limits{Total: 500_000}}, manifest, reg.Lock(manifest))
+		if !errors.Is(err, fetch.ErrHostile) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -143,7 +144,7 @@ func TestCredentialsOnlyForOwnHosts(t *testing.T) {
 	})
 	manifest := `{"dependencies":{"plain":"1.0.0"}}`
 	lock := cdn.Lock(manifest)
-	f := &Fetcher{Registry: reg.URL, Authorize: func(r *http.Request) { r.Header.Set("Authorization", "Bearer t0ken") }}
+	f := &Fetcher{Registry: reg.URL, Source: fetch.Source{Authorize: func(r *http.Request) { r.Header.Set("Authorization", "Bearer t0ken") }}}
 	if _, _, err := install(t, f, manifest, lock); err != nil {
 		t.Error(err)
 	}
@@ -151,7 +152,7 @@ func TestCredentialsOnlyForOwnHosts(t *testing.T) {
 		t.Error("credentials went to another host")
 	}
 	_, _, err := install(t, &Fetcher{Registry: reg.URL}, manifest, lock)
-	if fe := (*FetchError)(nil); !errors.As(err, &fe) || fe.Status != 401 || fe.Attempts != 1 {
+	if fe := (*fetch.Error)(nil); !errors.As(err, &fe) || fe.Status != 401 || fe.Attempts != 1 {
 		t.Errorf("got %v", err)
 	}
 }
@@ -189,7 +190,7 @@ func TestRegistryFaults(t *testing.T) {
 				f.Idle = 10 * time.Millisecond
 			}
 			_, _, err := install(t, f, manifest, reg.Lock(manifest))
-			var fe *FetchError
+			var fe *fetch.Error
 			switch {
 			case tt.want == "" && err != nil:
 				t.Error(err)
@@ -199,7 +200,7 @@ func TestRegistryFaults(t *testing.T) {
 		})
 	}
 	_, _, err := install(t, &Fetcher{Registry: "http://127.0.0.1:1"}, manifest, npmtest.New(zoo()...).Lock(manifest))
-	if fe := (*FetchError)(nil); !errors.As(err, &fe) || fe.Host != "127.0.0.1:1" {
+	if fe := (*fetch.Error)(nil); !errors.As(err, &fe) || fe.Host != "127.0.0.1:1" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/npm/npmtest"
 )
@@ -50,13 +51,13 @@ func FuzzArchive(f *testing.F) {
 	f.Add(archive(tar.Header{Typeflag: tar.TypeReg, Name: "package/../../x"}, "y"))
 	f.Add(archive(tar.Header{Typeflag: tar.TypeReg, Name: "package/.gitignore"}, "y", tar.Header{Typeflag: tar.TypeDir, Name: "package/.gitignore/"}, ""))
 	f.Add(compress([]byte("no tar")))
-	limits := Limits{Package: 1 << 16, Files: 50}.withDefaults()
+	limits := (&Fetcher{Limits: fetch.Limits{Package: 1 << 16, Files: 50}}).limits()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		data := &layer.Spool{}
 		defer data.Close()
 		u, err := unpack(bytes.NewReader(b), data, limits)
 		if err != nil {
-			if !errors.Is(err, ErrHostile) && !errors.Is(err, errUnreadable) {
+			if !errors.Is(err, fetch.ErrHostile) && !errors.Is(err, errUnreadable) {
 				t.Errorf("an error of no kind: %v", err)
 			}
 			return

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 )
 
@@ -28,14 +29,17 @@ const smallPackage = 256 << 10
 // links of .bin folders at the end. While one package is written the next ones
 // are fetched; how far ahead is bounded, and so is memory.
 //
-// Errors: [*FetchError], [*PackageError], [*NeedsInstallerError] for what only
+// Errors: [*fetch.Error], [*fetch.PackageError], [*NeedsInstallerError] for what only
 // an archive tells, w's own errors, ctx's cause.
 func (f *Fetcher) Write(ctx context.Context, w *layer.Writer, prefix string, plan Plan) error {
 	if plan.Empty() {
 		return nil
 	}
-	limits := f.Limits.withDefaults()
-	workers := or(f.Parallel, 16)
+	limits := f.limits()
+	workers := f.Parallel
+	if workers <= 0 {
+		workers = 16
+	}
 	group, gctx := errgroup.WithContext(ctx)
 	results := make([]chan *unpacked, len(plan.Packages))
 	for i := range results {
@@ -71,7 +75,7 @@ func (f *Fetcher) Write(ctx context.Context, w *layer.Writer, prefix string, pla
 				n := total.Add(u.data.Len())
 				results[i] <- u
 				if n > limits.Total {
-					return fmt.Errorf("npm: the packages unpack to more than %d bytes: %w", limits.Total, ErrHostile)
+					return fmt.Errorf("npm: the packages unpack to more than %d bytes: %w", limits.Total, fetch.ErrHostile)
 				}
 			}
 			return nil
@@ -109,7 +113,7 @@ func (f *Fetcher) Write(ctx context.Context, w *layer.Writer, prefix string, pla
 }
 
 // open fetches and unpacks one package. The caller closes its data.
-func (f *Fetcher) open(ctx context.Context, p Package, limits Limits) (*unpacked, error) {
+func (f *Fetcher) open(ctx context.Context, p Package, limits fetch.Limits) (*unpacked, error) {
 	archive, err := f.archive(ctx, p)
 	if err != nil {
 		return nil, err
@@ -125,12 +129,12 @@ func (f *Fetcher) open(ctx context.Context, p Package, limits Limits) (*unpacked
 		switch {
 		case errors.Is(err, errUnreadable):
 			return nil, needs(p.ID(), err.Error())
-		case errors.Is(err, ErrHostile):
+		case errors.Is(err, fetch.ErrHostile):
 			host := f.Registry
 			if a, e := url.Parse(f.base(p.Name)); e == nil {
 				host = a.Host
 			}
-			return nil, &PackageError{Package: p.ID(), Host: host, Err: err}
+			return nil, &fetch.PackageError{Package: p.ID(), Host: host, Err: err}
 		}
 		return nil, err
 	}

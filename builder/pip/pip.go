@@ -20,9 +20,6 @@ var (
 	// ErrIntegrity is the cause when a wheel is none of those that the file's
 	// hashes allow.
 	ErrIntegrity = errors.New("the archive does not match the hashes of requirements.txt")
-	// ErrHostile is the cause when a wheel tries to leave its folder or is
-	// larger than any honest one.
-	ErrHostile = errors.New("the archive is not safe to unpack")
 	// ErrNotPublished is the cause when the index does not have a version.
 	ErrNotPublished = errors.New("the package index does not have this version")
 )
@@ -60,38 +57,6 @@ type OutOfStepError struct{ Problems []string }
 
 func (e *OutOfStepError) Error() string {
 	return "requirements.txt is incomplete: " + strings.Join(e.Problems, "; ")
-}
-
-// PackageError is a wheel that must not be used.
-type PackageError struct {
-	Package string // flask==3.0.0
-	Host    string // of the index
-	Err     error
-}
-
-func (e *PackageError) Error() string { return e.Package + " from " + e.Host + ": " + e.Err.Error() }
-func (e *PackageError) Unwrap() error { return e.Err }
-
-// FetchError is an index that did not give what was asked for.
-type FetchError struct {
-	Package  string
-	Host     string
-	Status   int // 0 when there was no answer
-	Attempts int
-	Err      error
-}
-
-func (e *FetchError) Error() string {
-	return "fetch " + e.Package + " from " + e.Host + ": " + e.Reason()
-}
-func (e *FetchError) Unwrap() error { return e.Err }
-
-// Reason is what went wrong, without package and host.
-func (e *FetchError) Reason() string {
-	if e.Err != nil {
-		return e.Err.Error()
-	}
-	return fmt.Sprintf("the index answers %d", e.Status)
 }
 
 // Platform is what wheels are chosen for: CPython of a version on glibc.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 	"github.com/kuroko-faas/kuroko/builder/pip"
 	"github.com/kuroko-faas/kuroko/builder/pip/piptest"
@@ -320,7 +321,7 @@ func TestHostileWheels(t *testing.T) {
 			return err
 		}
 	}
-	limits := pip.Limits{Package: 1 << 20, Files: 20}
+	limits := fetch.Limits{Package: 1 << 20, Files: 20}
 	for name, c := range map[string]struct {
 		data []byte
 		want string
@@ -345,15 +346,15 @@ func TestHostileWheels(t *testing.T) {
 		index := piptest.NewIndex(t)
 		index.Add("x-1.0-py3-none-any.whl", c.data)
 		_, _, err := write(t, &pip.Fetcher{Index: index.URL, Limits: limits}, "x==1.0 --hash=sha256:"+piptest.Sum(c.data))
-		var bad *pip.PackageError
-		if !errors.As(err, &bad) || !errors.Is(err, pip.ErrHostile) || !strings.Contains(err.Error(), c.want) {
+		var bad *fetch.PackageError
+		if !errors.As(err, &bad) || !errors.Is(err, fetch.ErrHostile) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
 	for name, data := range map[string][]byte{"not a zip": []byte("hello"), "another package": piptest.Wheel{Name: "y", Version: "1.0"}.Bytes(t)} {
 		index := piptest.NewIndex(t)
 		index.Add("x-1.0-py3-none-any.whl", data)
-		var bad *pip.PackageError
+		var bad *fetch.PackageError
 		if _, _, err := write(t, &pip.Fetcher{Index: index.URL}, "x==1.0 --hash=sha256:"+piptest.Sum(data)); !errors.As(err, &bad) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -363,7 +364,7 @@ func TestHostileWheels(t *testing.T) {
 func TestIndexFaults(t *testing.T) {
 	w := piptest.Wheel{Name: "x", Version: "1.0", Files: map[string]string{"x.py": ""}}
 	index := piptest.NewIndex(t, w)
-	fetcher := &pip.Fetcher{Index: index.URL, Delay: time.Millisecond, Attempts: 3}
+	fetcher := &pip.Fetcher{Index: index.URL, Source: fetch.Source{Delay: time.Millisecond, Attempts: 3}}
 
 	// Other bytes than the page says.
 	index.Before = func(rw http.ResponseWriter, r *http.Request) bool {
@@ -396,7 +397,7 @@ func TestIndexFaults(t *testing.T) {
 		t.Errorf("busy twice: %v", err)
 	}
 	index.Before = func(rw http.ResponseWriter, r *http.Request) bool { rw.WriteHeader(http.StatusBadGateway); return true }
-	var fe *pip.FetchError
+	var fe *fetch.Error
 	if _, _, err := write(t, fetcher, w.Line(t)); !errors.As(err, &fe) || fe.Attempts != 3 || fe.Status != http.StatusBadGateway {
 		t.Errorf("always busy: %v", err)
 	}

@@ -20,6 +20,8 @@ import (
 	"unicode/utf8"
 
 	version "github.com/aquasecurity/go-pep440-version"
+
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 )
 
 // installed is one file of a wheel where it is installed, relative to the
@@ -59,8 +61,8 @@ func Library(p Platform) string {
 func site(p Platform, prefix string) string { return path.Join(prefix, Library(p)) }
 
 // open reads a wheel and decides where its files go, as pip does. Errors are
-// [ErrHostile], [*NeedsInstallerError], or that it is no wheel.
-func open(r Requirement, archive *io.SectionReader, p Platform, prefix string, limits Limits) (*dist, error) {
+// [fetch.ErrHostile], [*NeedsInstallerError], or that it is no wheel.
+func open(r Requirement, archive *io.SectionReader, p Platform, prefix string, limits fetch.Limits) (*dist, error) {
 	z, err := zip.NewReader(archive, archive.Size())
 	if err != nil {
 		return nil, fmt.Errorf("it is no wheel: %w", err)
@@ -77,19 +79,19 @@ func open(r Requirement, archive *io.SectionReader, p Platform, prefix string, l
 		}
 		switch mode := f.Mode(); {
 		case len(all) >= limits.Files:
-			return nil, fmt.Errorf("%w: more than %d files", ErrHostile, limits.Files)
+			return nil, fmt.Errorf("%w: more than %d files", fetch.ErrHostile, limits.Files)
 		case !fs.ValidPath(name) || !utf8.ValidString(name) || strings.Contains(name, `\`) || strings.ContainsRune(name, 0):
-			return nil, fmt.Errorf("%w: the name %q leaves its folder or is none", ErrHostile, name)
+			return nil, fmt.Errorf("%w: the name %q leaves its folder or is none", fetch.ErrHostile, name)
 		case mode.Type() != 0:
-			return nil, fmt.Errorf("%w: %s is a link or a special file", ErrHostile, name)
+			return nil, fmt.Errorf("%w: %s is a link or a special file", fetch.ErrHostile, name)
 		case f.UncompressedSize64 > uint64(limits.Package):
-			return nil, fmt.Errorf("%w: %s has more than %d bytes", ErrHostile, name, limits.Package)
+			return nil, fmt.Errorf("%w: %s has more than %d bytes", fetch.ErrHostile, name, limits.Package)
 		}
 		if d.size += int64(f.UncompressedSize64); d.size > limits.Package {
-			return nil, fmt.Errorf("%w: it unpacks to more than %d bytes", ErrHostile, limits.Package)
+			return nil, fmt.Errorf("%w: it unpacks to more than %d bytes", fetch.ErrHostile, limits.Package)
 		}
 		if all[name] != nil {
-			return nil, fmt.Errorf("%w: %s is in it twice", ErrHostile, name)
+			return nil, fmt.Errorf("%w: %s is in it twice", fetch.ErrHostile, name)
 		}
 		all[name] = f
 		order = append(order, f)
@@ -221,7 +223,7 @@ func header(text []byte, field string) []string {
 
 func readAll(f *zip.File, limit int64) ([]byte, error) {
 	if f.UncompressedSize64 > uint64(limit) {
-		return nil, fmt.Errorf("%w: %s has more than %d bytes", ErrHostile, f.Name, limit)
+		return nil, fmt.Errorf("%w: %s has more than %d bytes", fetch.ErrHostile, f.Name, limit)
 	}
 	r, err := f.Open()
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	version "github.com/aquasecurity/go-pep440-version"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kuroko-faas/kuroko/builder/fetch"
 	"github.com/kuroko-faas/kuroko/builder/layer"
 )
 
@@ -24,11 +25,11 @@ const parallel = 8
 // (/usr/local): package after package by name, files sorted within each.
 // Nothing is compiled to byte code, so that equal plans give equal layers.
 //
-// Errors: [*FetchError], [*PackageError], [*OutOfStepError],
+// Errors: [*fetch.Error], [*fetch.PackageError], [*OutOfStepError],
 // [*NeedsInstallerError] with every package that pip has to install, w's own
 // errors, ctx's cause.
 func (f *Fetcher) Write(ctx context.Context, w *layer.Writer, prefix string, plan Plan) error {
-	limits := f.Limits.withDefaults()
+	limits := f.limits()
 	spools := make([]*layer.Spool, len(plan.Packages))
 	defer func() {
 		for _, s := range spools {
@@ -65,10 +66,10 @@ func (f *Fetcher) Write(ctx context.Context, w *layer.Writer, prefix string, pla
 			continue
 		}
 		if err != nil {
-			return &PackageError{Package: r.ID(), Host: hostOf(f.Index), Err: err}
+			return &fetch.PackageError{Package: r.ID(), Host: hostOf(f.Index), Err: err}
 		}
 		if total += d.size; total > limits.Total {
-			return &PackageError{Package: r.ID(), Host: hostOf(f.Index), Err: fmt.Errorf("%w: all wheels unpack to more than %d bytes", ErrHostile, limits.Total)}
+			return &fetch.PackageError{Package: r.ID(), Host: hostOf(f.Index), Err: fmt.Errorf("%w: all wheels unpack to more than %d bytes", fetch.ErrHostile, limits.Total)}
 		}
 		dists = append(dists, d)
 	}
@@ -110,13 +111,13 @@ func together(foreign []error) error {
 func add(w *layer.Writer, d *dist, i installed, have map[string]string) error {
 	body, size, err := i.open()
 	if err != nil {
-		return &PackageError{Package: d.requirement.ID(), Host: "its wheel", Err: err}
+		return &fetch.PackageError{Package: d.requirement.ID(), Host: "its wheel", Err: err}
 	}
 	defer body.Close()
 	h := sha256.New()
 	if found, _ := w.Has(i.place); found {
 		if _, err := io.Copy(h, body); err != nil {
-			return &PackageError{Package: d.requirement.ID(), Host: "its wheel", Err: err}
+			return &fetch.PackageError{Package: d.requirement.ID(), Host: "its wheel", Err: err}
 		}
 		if have[i.place] == hex.EncodeToString(h.Sum(nil)) {
 			return nil
