@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -26,6 +27,10 @@ import (
 type registry struct {
 	o     Options
 	count *counting
+	// They keep what a registry said about access, and what it has.
+	once   sync.Once
+	puller *remote.Puller
+	pusher *remote.Pusher
 }
 
 func (e *Engine) registry() *registry {
@@ -44,11 +49,20 @@ func (r *registry) options(ctx context.Context) []remote.Option {
 	if keychain == nil {
 		keychain = authn.NewMultiKeychain()
 	}
-	return []remote.Option{
+	options := []remote.Option{
 		remote.WithContext(ctx), remote.WithAuthFromKeychain(keychain), remote.WithTransport(r.count),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}),
 		remote.WithRetryBackoff(remote.Backoff{Duration: r.o.Delay, Factor: 3, Jitter: 0.1, Steps: r.o.Attempts}),
 	}
+	r.once.Do(func() {
+		// Without them each call begins anew, and tells what is wrong.
+		r.puller, _ = remote.NewPuller(options...)
+		r.pusher, _ = remote.NewPusher(options...)
+	})
+	if r.puller != nil && r.pusher != nil {
+		options = append(options, remote.Reuse(r.puller), remote.Reuse(r.pusher))
+	}
+	return options
 }
 
 // base resolves an image that a Dockerfile names after verb.
