@@ -359,8 +359,9 @@ COPY status /var/lib/dpkg/status
 // unpacked again.
 func TestWarmIsAsCold(t *testing.T) {
 	for title, dockerfile := range map[string]string{
-		"by path": "FROM IMAGE\nWORKDIR /app\nRUN mkdir -p d && echo x > d/x && chmod 700 d && echo old > a && rm /etc/doomed && mkdir /etc/doomed && echo old > doc && echo > unneeded\n" +
+		"by path": "FROM IMAGE\nWORKDIR /app\nCOPY d/b d/\nRUN mkdir -p d && echo x > d/x && chmod 700 d && echo old > a && rm /etc/doomed && mkdir /etc/doomed && echo old > doc && echo > unneeded\n" +
 			"COPY . .\nCOPY a /etc/doomed/\nWORKDIR d\nCOPY <<doc .\nnew\ndoc\n",
+		"touched again": "FROM IMAGE\nCOPY d /app/d\nRUN echo 1 > /app/x && echo sub > /etc/added && mkdir /app/e\nCOPY a /app/\nRUN touch /app/x /app/d/b /etc/passwd /etc/added && chmod 755 /app/e /app/d\nCOPY d /app/d\n",
 		"through links": "FROM IMAGE\nRUN mkdir -p /app/d /real/d && echo f > /f && ln -s real /ln && ln -s /f /lf && ln -s /nowhere /app/d/b\n" +
 			"COPY a /ln/d/\nCOPY a /lf\nCOPY d /ln/\nCOPY . /app/\n",
 		"a linked owner":         "FROM IMAGE\nRUN echo me:x:0:0::/: > /etc/users && ln -sf users /etc/passwd\nCOPY --chown=me a /app/\n",

@@ -46,7 +46,7 @@ const EngineName = "kaniko"
 
 // version is part of every key: another kaniko, or another way to finish its
 // layers, may give another image for the same input.
-const version = "kaniko-1.24.0/3"
+const version = "kaniko-1.24.0/4"
 
 // Options are an engine's settings.
 type Options struct {

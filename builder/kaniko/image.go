@@ -159,10 +159,17 @@ type known struct {
 	trees  []*rootfs.Tree  // top first
 	roots  []*os.Root      // theirs
 	owners bool            // whether the trees show the owners
-	now    map[string]bool // paths that a new layer has written or removed; true for folders
+	now    map[string]word // what new layers have written or removed, by path
 	// folders remembers what trees have at a folder's name: most files of a
 	// layer are in few of them.
 	folders map[spot]folder
+}
+
+// word is what a new layer says about a path.
+type word struct {
+	folder   bool
+	mode     fs.FileMode
+	uid, gid int
 }
 
 // spot is a name in a tree.
@@ -178,7 +185,7 @@ type folder struct {
 }
 
 func newKnown(trees []*rootfs.Tree, owners bool) (*known, error) {
-	k := &known{trees: trees, owners: owners, now: map[string]bool{}, folders: map[spot]folder{}}
+	k := &known{trees: trees, owners: owners, now: map[string]word{}, folders: map[spot]folder{}}
 	for _, t := range trees {
 		r, err := os.OpenRoot(t.Dir)
 		if err != nil {
@@ -255,7 +262,10 @@ func opaque(dir string, owners bool) bool {
 }
 
 // drop returns the entries that say something new, and the folders that they
-// are in: those would else be made anew, without their mode.
+// are in: those would else be made anew, without their mode. What the base has
+// exactly so is not new; a file that an instruction has written before is, also
+// if it is written with the same content again: whether that was in this build
+// or in one whose layers are used must make no difference.
 func (k *known) drop(entries []tarEntry, f io.ReaderAt) []tarEntry {
 	linked := map[string]bool{}
 	for _, e := range entries {
@@ -273,7 +283,7 @@ func (k *known) drop(entries []tarEntry, f io.ReaderAt) []tarEntry {
 				e.h.Uid, e.h.Gid = o[0], o[1]
 			}
 		}
-		if linked[name] || k.changed(name) || at < 0 || !k.same(at, st, name, e, f) {
+		if linked[name] || k.fresh(at, st, name, e, f) {
 			fresh[name] = true
 			for ; name != "."; name = path.Dir(name) {
 				keep[name] = true
@@ -292,9 +302,22 @@ func (k *known) drop(entries []tarEntry, f io.ReaderAt) []tarEntry {
 		if dir, file := path.Split(name); strings.HasPrefix(file, ".wh.") {
 			name = path.Join(dir, strings.TrimPrefix(file, ".wh."))
 		}
-		k.now[clean(name)] = e.h.Typeflag == tar.TypeDir
+		k.now[clean(name)] = word{e.h.Typeflag == tar.TypeDir, e.h.FileInfo().Mode(), e.h.Uid, e.h.Gid}
 	}
 	return kept
+}
+
+// fresh says whether an entry says something new. Tree number at shows st.
+func (k *known) fresh(at int, st fs.FileInfo, name string, e tarEntry, f io.ReaderAt) bool {
+	folder := e.h.Typeflag == tar.TypeDir
+	if w, ok := k.now[name]; ok && folder && w.folder {
+		if !k.owners {
+			e.h.Uid, e.h.Gid = w.uid, w.gid
+		}
+		return w != word{true, e.h.FileInfo().Mode(), e.h.Uid, e.h.Gid}
+	}
+	base := len(k.trees) - 1
+	return k.changed(name) || at < 0 || !folder && at != base || !k.same(at, st, name, e, f)
 }
 
 // changed says whether a new layer has had a word on name: then what is below
@@ -305,7 +328,7 @@ func (k *known) changed(name string) bool {
 		return true
 	}
 	for name = path.Dir(name); name != "."; name = path.Dir(name) {
-		if folder, ok := k.now[name]; ok && !folder {
+		if w, ok := k.now[name]; ok && !w.folder {
 			return true
 		}
 	}
