@@ -168,7 +168,13 @@ func (t *Target) RemoveRelease(ctx context.Context, f deployer.Fence, id string)
 
 // Preflight implements deployer.Units.
 func (t *Target) Preflight(ctx context.Context, s deployer.Scope, units []deployer.Spec) error {
-	_, err := t.call(ctx, "preflight", request{Scope: s, Units: units})
+	asked := make([]checkedUnit, 0, len(units))
+	for _, u := range units {
+		asked = append(asked, checkedUnit{
+			Name: u.Name, Unit: u.Unit, Image: u.Image.String(), Secrets: len(u.Secrets) > 0, Config: len(u.Config) > 0, Internal: u.Internal,
+		})
+	}
+	_, err := t.call(ctx, "check", request{Scope: s, Check: asked})
 	return err
 }
 

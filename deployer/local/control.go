@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+
 	"github.com/kuroko-faas/kuroko/deployer"
 )
 
@@ -32,7 +34,7 @@ func (s *Server) control() http.Handler {
 		"release":         s.doRelease,
 		"releases":        s.doReleases,
 		"remove-release":  s.doRemoveRelease,
-		"preflight":       s.doPreflight,
+		"check":           s.doCheck,
 		"services":        s.doServices,
 		"ensure":          s.doEnsure,
 		"wait":            s.doWait,
@@ -225,10 +227,10 @@ func (s *Server) doRemoveRelease(_ context.Context, in request) (reply, error) {
 	return reply{}, removeFile(s.book.releaseFile(in.Fence.Scope, in.ID))
 }
 
-func (s *Server) doPreflight(ctx context.Context, in request) (reply, error) {
+func (s *Server) doCheck(ctx context.Context, in request) (reply, error) {
 	s.mu.Lock()
 	_, err := s.book.head(in.Scope)
-	for _, u := range in.Units {
+	for _, u := range in.Check {
 		if _, e := s.find(in.Scope, u.Name); e != nil && err == nil {
 			err = e
 		}
@@ -237,19 +239,24 @@ func (s *Server) doPreflight(ctx context.Context, in request) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	if err := unable(in.Units); err != nil {
+	if err := unable(in.Check); err != nil {
 		return reply{}, err
 	}
-	failures := make([]error, len(in.Units))
+	failures := make([]error, len(in.Check))
 	var wg sync.WaitGroup
 	asked := map[string]bool{}
-	for n, u := range in.Units {
-		if asked[u.Image.String()] {
+	for n, u := range in.Check {
+		if asked[u.Image] {
 			continue
 		}
-		asked[u.Image.String()] = true
+		asked[u.Image] = true
+		image, err := name.NewDigest(u.Image)
+		if err != nil {
+			failures[n] = fmt.Errorf("unit %s: image %q: %w", u.Unit, u.Image, err)
+			continue
+		}
 		wg.Go(func() {
-			if f := s.images.check(ctx, u.Image); f != nil {
+			if f := s.images.check(ctx, image); f != nil {
 				f.Unit = u.Unit
 				failures[n] = f
 			}
@@ -261,19 +268,19 @@ func (s *Server) doPreflight(ctx context.Context, in request) (reply, error) {
 
 // unable refuses what would not be true here: there are no Secrets and
 // ConfigMaps, and no inside that is not outside.
-func unable(units []deployer.Spec) error {
+func unable(units []checkedUnit) error {
 	var errs []error
-	no := func(u deployer.Spec, what string) {
+	no := func(u checkedUnit, what string) {
 		errs = append(errs, &deployer.Failure{
 			Code: deployer.Unable, Unit: u.Unit, Cause: "the local target has no " + what,
 			Next: "leave it out in environments.<env> of faas.yml, or deploy to a cluster",
 		})
 	}
 	for _, u := range units {
-		if len(u.Secrets) > 0 {
+		if u.Secrets {
 			no(u, "secrets")
 		}
-		if len(u.Config) > 0 {
+		if u.Config {
 			no(u, "config maps")
 		}
 		if u.Internal {

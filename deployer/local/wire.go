@@ -17,6 +17,7 @@ type request struct {
 	Release  *deployer.Release `json:"release,omitempty"`
 	ID       string            `json:"id,omitempty"`
 	Units    []deployer.Spec   `json:"units,omitempty"`
+	Check    []checkedUnit     `json:"check,omitempty"`
 	Service  string            `json:"service,omitempty"`
 	Revision string            `json:"revision,omitempty"`
 	Shares   []deployer.Share  `json:"shares,omitempty"`
@@ -24,6 +25,17 @@ type request struct {
 	N        int               `json:"n,omitempty"`
 	Timer    *deployer.Timer   `json:"timer,omitempty"`
 	Event    []byte            `json:"event,omitempty"`
+}
+
+// checkedUnit is what a preflight looks at of a unit: all of it is long, and
+// there may be thousands.
+type checkedUnit struct {
+	Name     string `json:"name"`
+	Unit     string `json:"unit"`
+	Image    string `json:"image"`
+	Secrets  bool   `json:"secrets,omitempty"`
+	Config   bool   `json:"config,omitempty"`
+	Internal bool   `json:"internal,omitempty"`
 }
 
 type reply struct {
