@@ -3,7 +3,6 @@ package deployer
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"regexp"
@@ -28,7 +27,7 @@ var dns1035 = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
 // as 64 hex characters. The image's input key is left out, see [Spec.Key].
 func (s Spec) Hash() string {
 	s.Key = ""
-	b, err := json.Marshal(s) // maps are written sorted by key
+	b, err := s.MarshalJSON() // maps are written sorted by key
 	if err != nil {
 		// Strings, numbers and a string map can't fail to encode.
 		b = fmt.Appendf(nil, "%#v", s)
