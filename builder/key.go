@@ -6,7 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
-	"regexp"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -55,12 +55,13 @@ func DigestOf(ctx context.Context, t Tree) (string, error) {
 
 func (t Tree) layer() layer.Tree { return layer.Tree{FS: t.FS, Prefix: t.Prefix, Paths: t.Paths} }
 
-var tagName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
-
 // keyTag is the tag that a key's image has. A key that can't be part of one is
 // hashed.
 func keyTag(repo name.Repository, prefix, key string) name.Tag {
-	if len(key) > 120 || !tagName.MatchString(key) {
+	bad := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '.' && r != '-'
+	}
+	if key == "" || len(key) > 120 || strings.ContainsFunc(key, bad) {
 		key = Key("tag", key)
 	}
 	return repo.Tag(prefix + key)

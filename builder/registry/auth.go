@@ -27,7 +27,8 @@ var (
 // until its first 401, which is the challenge that other clients ping for.
 type host struct {
 	registry name.Registry
-	mu       sync.Mutex // held while a token is fetched, so that one is fetched
+	root     func() (*url.URL, error) // its address, made once
+	mu       sync.Mutex               // held while a token is fetched, so that one is fetched
 	known    *challenge
 	tokens   map[string]token // by scopes
 }
@@ -38,13 +39,13 @@ type token struct {
 }
 
 func (c *Client) host(r name.Registry) *host {
-	key := base(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h := c.hosts[key]
+	h := c.hosts[r]
 	if h == nil {
-		h = &host{registry: r, tokens: map[string]token{}}
-		c.hosts[key] = h
+		root := func() (*url.URL, error) { return url.Parse(base(r) + "/") }
+		h = &host{registry: r, root: sync.OnceValues(root), tokens: map[string]token{}}
+		c.hosts[r] = h
 	}
 	return h
 }

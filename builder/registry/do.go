@@ -38,12 +38,12 @@ var (
 // once sends c, answering at most one challenge. The caller closes the body of
 // an accepted answer. Every error is an [*Error] or ctx's cause.
 func (s *Session) once(ctx context.Context, c call) (*http.Response, error) {
-	u, own, err := resolve(c.registry, c.url)
+	h := s.c.host(c.registry)
+	u, own, err := h.resolve(c.url)
 	if err != nil {
 		return nil, s.fail(c, 0, err)
 	}
 	auth := ""
-	h := s.c.host(c.registry)
 	if own {
 		if auth, err = h.authorize(ctx, s, c.scopes); err != nil {
 			return nil, s.authError(ctx, c, err)
@@ -78,8 +78,8 @@ func (s *Session) once(ctx context.Context, c call) (*http.Response, error) {
 
 // resolve makes an absolute address, and tells whether it is the registry's
 // own: only there credentials may go.
-func resolve(r name.Registry, ref string) (u *url.URL, own bool, err error) {
-	root, err := url.Parse(base(r) + "/")
+func (h *host) resolve(ref string) (u *url.URL, own bool, err error) {
+	root, err := h.root()
 	if err != nil {
 		return nil, false, err
 	}

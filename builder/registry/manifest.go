@@ -38,6 +38,9 @@ func manifestCall(ref name.Reference, op, method string) call {
 }
 
 func shortRef(ref name.Reference) string {
+	if _, tag := ref.(name.Tag); tag {
+		return ref.Identifier()
+	}
 	if h, err := v1.NewHash(ref.Identifier()); err == nil {
 		return short(h)
 	}

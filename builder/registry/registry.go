@@ -45,7 +45,7 @@ type Options struct {
 type Client struct {
 	o     Options
 	mu    sync.Mutex
-	hosts map[string]*host
+	hosts map[name.Registry]*host
 }
 
 // New makes a client. It sends nothing.
@@ -74,7 +74,7 @@ func New(o Options) *Client {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Client{o: o, hosts: map[string]*host{}}
+	return &Client{o: o, hosts: map[name.Registry]*host{}}
 }
 
 // Session is one piece of work with a client. It shares connections and
