@@ -16,7 +16,7 @@ import (
 
 // lookups is how many images are asked for at once, each by the goroutine that
 // asked for one before: its stack has grown already.
-const lookups = 8
+const lookups = 12
 
 // lookUp finds an image in its repository.
 type lookUp func(ctx context.Context, repo name.Repository, img PlannedImage) (name.Digest, bool, error)

@@ -44,16 +44,21 @@ func (s *state) preflight(ctx context.Context, plan DeployPlan, build BuildPlan,
 		}
 	}
 	units := slices.Clone(plan.Deploy.Units)
+	bases := map[string]name.Digest{} // by runtime: parsed once for thousands of units
 	for i := range units {
 		u := &units[i]
 		if u.Image != (name.Digest{}) {
 			continue
 		}
 		unbuilt[u.Unit] = true
-		base := s.Bundle.Meta.Runtimes[runtime[u.Unit]].Base
-		if u.Image, err = name.NewDigest(site.Cluster.Image(base)); err != nil {
-			return Preflight{Why: "unit " + u.Unit + " has no image yet"}
+		base, ok := bases[runtime[u.Unit]]
+		if !ok {
+			if base, err = name.NewDigest(site.Cluster.Image(s.Bundle.Meta.Runtimes[runtime[u.Unit]].Base)); err != nil {
+				return Preflight{Why: "unit " + u.Unit + " has no image yet"}
+			}
+			bases[runtime[u.Unit]] = base
 		}
+		u.Image = base
 	}
 	err = t.Preflight(ctx, plan.Deploy.Scope, units)
 	out := Preflight{Checked: true}
