@@ -12,6 +12,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -47,7 +48,7 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 	// Handlers and files are looked at while cluster and registry are asked.
 	handlers := make(chan error, 1)
 	go func() { handlers <- s.plannedHandlers(p) }()
-	var files []File
+	var files []worktree.File
 	var sets project.FileSets
 	var ferr error
 	read := make(chan struct{})
@@ -55,7 +56,7 @@ func (s *state) ask(ctx context.Context, ask Ask) (Plans, error) {
 		defer close(read)
 		files, sets, ferr = s.files(ctx, p)
 	}()
-	s.reading = func() ([]File, project.FileSets, error) {
+	s.reading = func() ([]worktree.File, project.FileSets, error) {
 		<-read
 		return files, sets, ferr
 	}
@@ -148,7 +149,11 @@ func (r *Runner) Project(ctx context.Context) (*project.Project, error) {
 // plannedHandlers looks for the handlers' files, but for those that the build
 // command is yet to make.
 func (s *state) plannedHandlers(p *project.Project) error {
-	return checkHandlers(p, s.Job.Dir, func(h string) bool { return p.Build.Output == "" || !within(h, p.Build.Output) })
+	var seen func(string) bool
+	if s.looked != nil {
+		seen = s.looked.look.Known().Holds
+	}
+	return checkHandlers(p, s.Job.Dir, func(h string) bool { return p.Build.Output == "" || !within(h, p.Build.Output) }, seen)
 }
 
 // observe is what a plan is compared with: what is live, or a recorded

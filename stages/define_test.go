@@ -1,6 +1,7 @@
 package stages
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -97,7 +98,7 @@ func TestCondition(t *testing.T) {
 
 // The default bundle's own stages must load.
 func TestDefaultStages(t *testing.T) {
-	checkout := osDir("../platform")
+	checkout := os.DirFS("../platform")
 	names := StageNames(checkout)
 	if len(names) < 6 {
 		t.Fatalf("found %v", names)

@@ -14,8 +14,9 @@ import (
 )
 
 // checkHandlers looks for the file of every handler that which selects, and
-// names all that are missing.
-func checkHandlers(p *project.Project, dir string, which func(handler string) bool) error {
+// names all that are missing. seen says of a file that it is there, when that
+// is known; nil knows of none.
+func checkHandlers(p *project.Project, dir string, which, seen func(string) bool) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -37,7 +38,7 @@ func checkHandlers(p *project.Project, dir string, which func(handler string) bo
 		files, export, err := runtimes.NodeHandler(f.Handler)
 		if err != nil {
 			problems = append(problems, usererr.Problem{Why: fmt.Sprintf("line %d: functions.%s.handler: %v", f.Line, f.Name, err)})
-		} else if !anyFile(root, files) {
+		} else if !(seen != nil && slices.ContainsFunc(files, seen)) && !anyFile(root, files) {
 			problems = append(problems, usererr.Problem{
 				Why: fmt.Sprintf("line %d: functions.%s.handler: none of %s is there to export %q", f.Line, f.Name, strings.Join(files, ", "), export),
 			})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -48,7 +49,7 @@ func many(tb testing.TB, n int) (BuildInput, DeployInput) {
 	}
 	in := buildInput(p)
 	for f := range files {
-		in.Files = append(in.Files, File{Path: f, Sum: sumOf(f)})
+		in.Files = append(in.Files, worktree.File{Path: f, Sum: sumOf(f)})
 	}
 	plan, err := PlanBuild(in)
 	if err != nil {
@@ -138,7 +139,7 @@ func BenchmarkPlanAndGitStatus(b *testing.B) {
 			git("init", "-q")
 			git("add", ".")
 			git("-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "-m", "all")
-			time.Sleep(racy + 100*time.Millisecond) // both read files again that are too new
+			time.Sleep(3 * time.Second) // both read files again that are too new
 			git("status")
 
 			r := &Runner{Bundle: wholeBundle(), Job: ci.Job{Dir: dir, Environment: "test"}}
@@ -148,9 +149,9 @@ func BenchmarkPlanAndGitStatus(b *testing.B) {
 			}
 			sums := b.TempDir()
 			plan := func() (Plans, error) {
-				tree := Look(b.Context(), dir, sums)
-				defer tree.Close()
-				return r.Plan(b.Context(), Ask{Tree: tree})
+				look := worktree.Begin(os.Environ(), dir, sums)
+				defer look.Close()
+				return r.Plan(b.Context(), Ask{Tree: Look(b.Context(), look, dir)})
 			}
 			if _, err := plan(); err != nil { // as git status above
 				b.Fatal(err)

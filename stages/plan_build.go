@@ -13,6 +13,7 @@ import (
 	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/kaniko"
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -113,7 +114,7 @@ type BuildInput struct {
 	// Runtimes of the bundle by name.
 	Runtimes map[string]RuntimeFacts
 	// Files are the work tree's, with the sums of all that take part.
-	Files []File
+	Files []worktree.File
 	// OnBuildImage are the Dockerfiles that name the runtime's build image.
 	OnBuildImage map[string]bool
 	// Sets are the project's of Files; nil sorts them.
@@ -290,7 +291,7 @@ type code struct {
 	onBuildImage map[string]bool // by Dockerfile
 }
 
-func codeOf(p *project.Project, files []File, sets *project.FileSets) code {
+func codeOf(p *project.Project, files []worktree.File, sets *project.FileSets) code {
 	c := code{sums: make(map[string]string, len(files)), own: map[string]string{}}
 	for _, f := range files {
 		c.sums[f.Path] = f.Sum
@@ -329,7 +330,7 @@ func codeOf(p *project.Project, files []File, sets *project.FileSets) code {
 	return c
 }
 
-func pathsOf(files []File) []string {
+func pathsOf(files []worktree.File) []string {
 	paths := make([]string, 0, len(files))
 	for _, f := range files {
 		paths = append(paths, f.Path)

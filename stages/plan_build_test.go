@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -33,7 +34,7 @@ func buildInput(p *project.Project, files ...string) BuildInput {
 	}
 	for _, f := range files {
 		name, text, _ := strings.Cut(f, "=")
-		in.Files = append(in.Files, File{Path: name, Sum: sumOf(text)})
+		in.Files = append(in.Files, worktree.File{Path: name, Sum: sumOf(text)})
 	}
 	return in
 }

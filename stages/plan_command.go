@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -41,7 +42,7 @@ var caches = map[string]bool{"node_modules": true, ".m2": true, ".gradle": true,
 // caches and those that it makes, itself and the tests that run before it,
 // their environment and build images. known are sums that were read already.
 // What can't be summed is no error: the command runs, and no job goes by it.
-func (s *state) commandReads(ctx context.Context, p *project.Project, known []File) (reads, error) {
+func (s *state) commandReads(ctx context.Context, p *project.Project, known []worktree.File) (reads, error) {
 	files, err := s.commandFiles(ctx, p, known)
 	if ctx.Err() != nil {
 		return reads{}, context.Cause(ctx)
@@ -98,7 +99,7 @@ func (s *state) commandReads(ctx context.Context, p *project.Project, known []Fi
 // sums: what git tracks, and what else lies there but caches, the command's own
 // output and our notes. A plan for people takes the tracked ones alone: they
 // are what a pipeline's work tree begins with.
-func (s *state) commandFiles(ctx context.Context, p *project.Project, known []File) ([]File, error) {
+func (s *state) commandFiles(ctx context.Context, p *project.Project, known []worktree.File) ([]worktree.File, error) {
 	dir, output := s.Job.Dir, p.Build.Output
 	var paths []string
 	var err error
@@ -106,9 +107,9 @@ func (s *state) commandFiles(ctx context.Context, p *project.Project, known []Fi
 	switch {
 	case missing != nil:
 	case s.looked != nil:
-		paths, _, err = s.looked.wait()
+		paths, err = s.looked.look.Files()
 	default:
-		paths, err = tracked(ctx, dir)
+		paths, err = worktree.List(ctx, dir, "")
 	}
 	if err != nil {
 		return nil, err
@@ -147,17 +148,17 @@ func (s *state) commandFiles(ctx context.Context, p *project.Project, known []Fi
 	for _, f := range known {
 		sums[f.Path] = f.Sum
 	}
-	more, err := SumFiles(dir, slices.DeleteFunc(slices.Clone(paths), func(f string) bool { return sums[f] != "" }))
+	more, err := worktree.Sum(dir, slices.DeleteFunc(slices.Clone(paths), func(f string) bool { return sums[f] != "" }))
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range more {
 		sums[f.Path] = f.Sum
 	}
-	files := make([]File, 0, len(paths))
+	files := make([]worktree.File, 0, len(paths))
 	for _, f := range paths {
 		if sums[f] != "" {
-			files = append(files, File{Path: f, Sum: sums[f]})
+			files = append(files, worktree.File{Path: f, Sum: sums[f]})
 		}
 	}
 	return files, nil
@@ -165,7 +166,7 @@ func (s *state) commandFiles(ctx context.Context, p *project.Project, known []Fi
 
 // movingVersion names a version in a pom.xml whose content changes although its
 // name does not; empty for none. The project's own may be a snapshot.
-func movingVersion(dir string, files []File) (string, error) {
+func movingVersion(dir string, files []worktree.File) (string, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return "", err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/deployer"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 )
 
 // shopTree is a repository as the planner sees it.
@@ -66,9 +67,9 @@ func (s shopTree) plans(t *testing.T, observed *deployer.State, built bool) (Bui
 	p := parse(t, s.yml)
 	in := buildInput(p)
 	for f := range s.files {
-		in.Files = append(in.Files, File{Path: f, Sum: sumOf(s.files[f])})
+		in.Files = append(in.Files, worktree.File{Path: f, Sum: sumOf(s.files[f])})
 	}
-	slices.SortFunc(in.Files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(in.Files, func(a, b worktree.File) int { return strings.Compare(a.Path, b.Path) })
 	in.Runtimes["nodejs18"] = s.facts
 	if observed != nil {
 		in.Live = observed.Live

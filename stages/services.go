@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kuroko-faas/kuroko/internal/run"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -52,7 +53,7 @@ func projectFiles(ctx context.Context, dir string) ([]string, error) {
 	}
 	var found []string
 	if !inside() {
-		all, err := walk(dir, ".")
+		all, err := worktree.Walk(dir, ".")
 		for _, p := range all {
 			if path.Base(p) == "faas.yml" {
 				found = append(found, filepath.Join(dir, filepath.FromSlash(p)))

@@ -23,6 +23,7 @@ import (
 	"github.com/kuroko-faas/kuroko/ci"
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -91,7 +92,7 @@ type state struct {
 	live   *deployer.Release // what to compare a build plan with, when known
 	looked *Tree             // for a plan that only people read
 	// reading waits for the work tree's files; nil where nobody reads them yet.
-	reading func() ([]File, project.FileSets, error)
+	reading func() ([]worktree.File, project.FileSets, error)
 	tree    *os.Root // the work tree; closed at the end of Run
 	result  Result
 	// awaiting and released say what deploy came to in this process: a release

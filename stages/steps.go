@@ -22,6 +22,7 @@ import (
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 )
 
@@ -131,9 +132,7 @@ func planBuild(ctx context.Context, s *state) (string, error) {
 		return "", err
 	}
 	// A handler under build.output appears only once the build command ran.
-	if err := checkHandlers(p, s.Job.Dir, func(h string) bool {
-		return p.Build.Output == "" || !within(h, p.Build.Output)
-	}); err != nil {
+	if err := s.plannedHandlers(p); err != nil {
 		return "", err
 	}
 	s.lines(plan.String())
@@ -163,7 +162,7 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 	}
 	read := s.reading
 	if read == nil {
-		read = func() ([]File, project.FileSets, error) { return s.files(ctx, p) }
+		read = func() ([]worktree.File, project.FileSets, error) { return s.files(ctx, p) }
 	}
 	files, sets, err := read()
 	if err != nil {
@@ -240,9 +239,9 @@ func (s *state) makeBuildPlan(ctx context.Context) (BuildPlan, error) {
 
 // installs says whether a runtime's package manager has to run for the
 // project's lock file. One that can't be read is told when it is built.
-func (s *state) installs(rt bundle.Runtime, files []File) bool {
+func (s *state) installs(rt bundle.Runtime, files []worktree.File) bool {
 	lock := lockOf(rt.Language, func(lock string) bool {
-		return slices.ContainsFunc(files, func(f File) bool { return f.Path == lock })
+		return slices.ContainsFunc(files, func(f worktree.File) bool { return f.Path == lock })
 	})
 	if lock == "" {
 		return false
@@ -280,14 +279,15 @@ func versionsOf(fsys fs.FS, rt bundle.Runtime) map[string]string {
 
 // files are the tree's files that take part in an image, with their sums: what
 // the units share, their own, and what decides the dependencies.
-func (s *state) files(ctx context.Context, p *project.Project) ([]File, project.FileSets, error) {
+func (s *state) files(ctx context.Context, p *project.Project) ([]worktree.File, project.FileSets, error) {
 	var paths []string
-	var known knownSums
+	var known worktree.Known
 	var err error
 	if s.looked == nil {
-		paths, err = ListTree(ctx, s.Job.Dir, p.Build.Output)
-	} else if paths, known, err = s.looked.wait(); err == nil {
-		paths, err = withOutput(s.Job.Dir, p.Build.Output, paths)
+		paths, err = worktree.List(ctx, s.Job.Dir, p.Build.Output)
+	} else if paths, err = s.looked.look.Files(); err == nil {
+		known = s.looked.look.Known()
+		paths, err = worktree.WithOutput(s.Job.Dir, p.Build.Output, paths)
 	}
 	if err != nil {
 		return nil, project.FileSets{}, err
@@ -308,7 +308,7 @@ func (s *state) files(ctx context.Context, p *project.Project) ([]File, project.
 		left[f] = !extra[f]
 	}
 	paths = slices.DeleteFunc(paths, func(f string) bool { return left[f] })
-	files, err := known.files(s.Job.Dir, paths)
+	files, err := known.Sum(s.Job.Dir, paths)
 	if len(files) < len(paths) { // some are gone
 		sets = p.FileSets(pathsOf(files))
 	}
@@ -378,7 +378,7 @@ func runBuildCommand(ctx context.Context, s *state) (string, error) {
 	if err := s.command(ctx, p, "", p.Build.Command, p.Build.Secrets); err != nil {
 		return "", commandFailed(usererr.CodeBuildInput, "build.command", err)
 	}
-	if err := checkHandlers(p, s.Job.Dir, func(string) bool { return true }); err != nil {
+	if err := checkHandlers(p, s.Job.Dir, func(string) bool { return true }, nil); err != nil {
 		return "", err
 	}
 	// What the command made is part of the images, so the plan is made again.

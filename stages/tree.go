@@ -1,264 +1,47 @@
 package stages
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path"
-	"path/filepath"
-	"slices"
-	"strings"
+	"sync"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/kuroko-faas/kuroko/builder"
-	"github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
+	"github.com/kuroko-faas/kuroko/project"
 )
 
-// File is one file that may enter an image: its slash path from the
-// repository's root and the sum of what decides its layer entry.
-type File struct {
-	Path string
-	// Sum is sha256 over kind, executable bit and content; never over times,
-	// owners or the rest of the mode, which differ between checkouts.
-	Sum string
+// Tree is the work tree that a person's plan is of, looked at while other
+// things are done.
+type Tree struct {
+	look *worktree.Look
+	file func() (project.File, error) // faas.yml
 }
 
-// ListTree lists the files of the work tree that could enter an image: tracked
-// files, and everything under output, which the build command made and git
-// usually ignores. Without git metadata every file counts as tracked. The
-// result is sorted; which files really take part, project.FileSets decides.
-func ListTree(ctx context.Context, dir, output string) ([]string, error) {
-	paths, err := tracked(ctx, dir)
+// Look is the tree at dir of a look at it, which ends with ctx at the latest.
+func Look(ctx context.Context, look *worktree.Look, dir string) *Tree {
+	look.Until(ctx)
+	return &Tree{look: look, file: sync.OnceValues(func() (project.File, error) { return projectFile(dir) })}
+}
+
+// Head waits for the checked-out commit and branch; empty outside a git work
+// tree.
+func (t *Tree) Head() (sha, branch string, err error) { return t.look.Head() }
+
+// project is faas.yml; a nil Tree reads it now, in dir.
+func (t *Tree) project(dir string) (project.File, error) {
+	if t == nil {
+		return projectFile(dir)
+	}
+	return t.file()
+}
+
+func projectFile(dir string) (project.File, error) {
+	data, err := readProjectFile(dir)
 	if err != nil {
-		return nil, err
+		return project.File{}, err
 	}
-	return withOutput(dir, output, paths)
+	return project.Read(data), nil
 }
-
-// withOutput adds the files below output to the tracked ones.
-func withOutput(dir, output string, paths []string) ([]string, error) {
-	if output != "" {
-		more, err := walk(dir, output)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		paths = append(paths, more...)
-	}
-	slices.Sort(paths)
-	return slices.Compact(paths), nil
-}
-
-// SumFiles reads the files at paths, several at once. One that is gone from
-// the work tree but still in git's index is left out; a link that leaves the
-// tree is an error.
-func SumFiles(dir string, paths []string) ([]File, error) {
-	return knownSums{}.files(dir, paths)
-}
-
-// files is SumFiles without reading what is known, and remembers the sums for
-// the next time.
-func (k knownSums) files(dir string, paths []string) ([]File, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	sums := make([]string, len(paths))
-	fresh := make([]fileStat, len(paths)) // of what was read now and may be remembered
-	err = k.each(root, paths, func(r *treeReader, i int) error {
-		var err error
-		sums[i], fresh[i], err = r.sum(paths[i])
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("read %s: %w", paths[i], err)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	files := make([]File, 0, len(paths))
-	for i, sum := range sums {
-		if sum != "" {
-			files = append(files, File{Path: paths[i], Sum: sum})
-		}
-	}
-	if slices.ContainsFunc(fresh, func(at fileStat) bool { return at != fileStat{} }) {
-		k.remember(k.with(paths, sums, fresh))
-	}
-	return files, nil
-}
-
-// each calls do for every path, several at once.
-func (k knownSums) each(root *os.Root, paths []string, do func(r *treeReader, i int) error) error {
-	return inParts(len(paths), readers, func(from, to int) error {
-		r := &treeReader{root: root, known: k}
-		defer r.close()
-		for i := from; i < to; i++ {
-			if err := do(r, i); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// inParts calls do for so many parts of n neighbours, at once. Neighbours go
-// to one reader, which keeps their folder open.
-func inParts(n, parts int, do func(from, to int) error) error {
-	var group errgroup.Group
-	size := max(1, (n+parts-1)/parts)
-	for from := 0; from < n; from += size {
-		group.Go(func() error { return do(from, min(from+size, n)) })
-	}
-	return group.Wait()
-}
-
-// readers is how many files are read at once: mostly they wait for the kernel.
-const readers = 4
-
-// treeReader reads files of one folder after the other.
-type treeReader struct {
-	root  *os.Root
-	known knownSums
-	near  int          // where the next file's known sum will be
-	in    []openFolder // from the root down to where the last file was
-	buf   []byte       // made for the first file that is read
-}
-
-type openFolder struct {
-	path string // ends in a slash
-	dir  *os.Root
-}
-
-// folder opens dir, which is empty or ends in a slash, from the nearest folder
-// above it that is open.
-func (r *treeReader) folder(dir string) (*os.Root, error) {
-	for n := len(r.in); n > 0 && !strings.HasPrefix(dir, r.in[n-1].path); n-- {
-		r.in[n-1].dir.Close()
-		r.in = r.in[:n-1]
-	}
-	at, done := r.root, 0
-	if n := len(r.in); n > 0 {
-		at, done = r.in[n-1].dir, len(r.in[n-1].path)
-	}
-	for done < len(dir) {
-		end := done + strings.IndexByte(dir[done:], '/') + 1
-		in, err := at.OpenRoot(dir[done : end-1])
-		if err != nil { // also a link to another folder of the tree
-			in, err = r.root.OpenRoot(filepath.FromSlash(dir[:end-1]))
-		}
-		if err != nil {
-			return nil, err
-		}
-		at, done = in, end
-		r.in = append(r.in, openFolder{dir[:end], in})
-	}
-	return at, nil
-}
-
-func (r *treeReader) close() {
-	for _, f := range r.in {
-		f.dir.Close()
-	}
-	r.in = nil
-}
-
-// sum is the sum of the file at p: the known one, or what is read now. at is
-// set when the latter may be remembered.
-func (r *treeReader) sum(p string) (sum string, at fileStat, err error) {
-	i, known := r.known.find(p, r.near)
-	r.near = i + 1
-	if known && r.known.holds != nil && r.known.holds[i] {
-		return r.known.sums[i].sum, fileStat{}, nil
-	}
-	dir, base := path.Split(p)
-	in, err := r.folder(dir)
-	if err != nil {
-		return "", fileStat{}, err
-	}
-	info, err := in.Lstat(base)
-	if err != nil {
-		return "", fileStat{}, err
-	}
-	if now, ok := statOf(info); known && ok && now == r.known.sums[i].at {
-		return r.known.sums[i].sum, fileStat{}, nil
-	}
-	at, settled := r.known.settled(info)
-	if r.buf == nil {
-		r.buf = make([]byte, 64<<10)
-	}
-	sum, read, err := sumFile(in, base, p, info, r.buf)
-	if err != nil {
-		return "", fileStat{}, err
-	}
-	if was, ok := statOf(read); !settled || !ok || was != at {
-		at = fileStat{}
-	}
-	return sum, at, nil
-}
-
-// tracked asks git; a folder that is no work tree is walked.
-func tracked(ctx context.Context, dir string) ([]string, error) {
-	if _, err := os.Lstat(filepath.Join(dir, ".git")); err != nil {
-		return walk(dir, ".")
-	}
-	var out bytes.Buffer
-	err := run.Command{
-		Path: "git",
-		// The checkout may belong to the helper container's user; see
-		// https://git-scm.com/docs/git-config#Documentation/git-config.txt-safedirectory
-		Args:   []string{"-c", "safe.directory=*", "-c", "core.fsmonitor=false", "ls-files", "-z", "--recurse-submodules"},
-		Env:    []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C"},
-		Dir:    dir,
-		Stdout: &out,
-	}.Run(ctx)
-	if err != nil {
-		var exit *run.ExitError
-		if errors.As(err, &exit) && exit.Tail != "" {
-			return nil, fmt.Errorf("list the files git tracks: %s", exit.Tail)
-		}
-		return nil, fmt.Errorf("list the files git tracks: %w", err)
-	}
-	list := strings.Split(out.String(), "\x00")
-	return list[:len(list)-1], nil // each path ends in a NUL
-}
-
-func walk(dir, sub string) ([]string, error) {
-	var paths []string
-	err := filepath.WalkDir(filepath.Join(dir, filepath.FromSlash(sub)), func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			if n := d.Name(); n == "node_modules" || n == ".git" || n == ".faas" {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		rel, err := filepath.Rel(dir, p)
-		if err != nil {
-			return err
-		}
-		paths = append(paths, filepath.ToSlash(rel))
-		return nil
-	})
-	return paths, err
-}
-
-// A pointer stands where Git LFS was not asked for the content; in an image it
-// is never what somebody wanted. https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
-const (
-	lfsPointer    = "version https://git-lfs.github.com/spec/v1\n"
-	maxLFSPointer = 1024
-)
 
 // treeError is the designed error of a work tree that can't be read.
 func treeError(err error) error {
@@ -266,62 +49,9 @@ func treeError(err error) error {
 		Code: usererr.CodeBuildInput, What: "read the work tree", Err: err,
 		Next: "correct what is named above, or leave it out with package.exclude in faas.yml",
 	}
-	var input *builder.InputError
-	if errors.As(err, &input) && input.Next != "" {
-		e.Next = input.Next
+	var file *worktree.FileError
+	if errors.As(err, &file) {
+		e.Next = file.Next
 	}
 	return e
-}
-
-// sumFile sums the file called base in its folder, which is as info says; p is
-// its path in the tree. read says how that was which was read: it may have
-// been replaced meanwhile. A link is never followed, and one that leaves the
-// tree is refused.
-func sumFile(in *os.Root, base, p string, info fs.FileInfo, buf []byte) (sum string, read fs.FileInfo, err error) {
-	read = info
-	h := sha256.New()
-	switch {
-	case info.Mode()&fs.ModeSymlink != 0:
-		to, err := in.Readlink(base)
-		if err != nil {
-			return "", nil, err
-		}
-		if target := path.Join(path.Dir(p), to); path.IsAbs(to) || target == ".." || strings.HasPrefix(target, "../") {
-			return "", nil, fmt.Errorf("is a link to %s, outside the repository", to)
-		}
-		fmt.Fprintf(h, "link %s", to)
-	case info.IsDir():
-		return "", nil, &builder.InputError{
-			What: "is a submodule that was not checked out", Next: "set the variable GIT_SUBMODULE_STRATEGY: recursive in .gitlab-ci.yml",
-		}
-	case !info.Mode().IsRegular():
-		return "", nil, fmt.Errorf("is no regular file (%s)", info.Mode().Type())
-	default:
-		f, err := in.Open(base)
-		if err != nil {
-			return "", nil, err
-		}
-		defer f.Close()
-		if read, err = f.Stat(); err != nil {
-			return "", nil, err
-		}
-		fmt.Fprintf(h, "file %v ", info.Mode()&0o111 != 0)
-		n, err := io.ReadFull(f, buf)
-		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-			return "", nil, err
-		}
-		if info.Size() <= maxLFSPointer && strings.HasPrefix(string(buf[:min(n, len(lfsPointer))]), lfsPointer) {
-			return "", nil, &builder.InputError{
-				What: "is a Git LFS pointer: its content was not fetched",
-				Next: "let the job fetch it (unset GIT_LFS_SKIP_SMUDGE, use a GitLab runner with git-lfs), or leave it out with package.exclude in faas.yml",
-			}
-		}
-		h.Write(buf[:n])
-		if n == len(buf) {
-			if _, err := io.Copy(h, f); err != nil {
-				return "", nil, err
-			}
-		}
-	}
-	return hex.EncodeToString(h.Sum(nil)), read, nil
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,7 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
 	child "github.com/kuroko-faas/kuroko/internal/run"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 	"github.com/kuroko-faas/kuroko/stages"
 )
@@ -31,6 +31,7 @@ type command struct {
 	environ        []string
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	ahead          *worktree.Look // begun before it was known what is asked; may be nil
 }
 
 func (c command) getenv(name string) string {
@@ -78,7 +79,7 @@ func (c command) open(ctx *cli.Context, tree *stages.Tree, needOwner bool) (*sta
 	var sha, branch string
 	go func() { // while the bundle is chosen
 		var err error
-		sha, branch, err = head(ctx.Context, c.environ, job.Dir)
+		sha, branch, err = c.head(ctx.Context, tree, job.Dir)
 		commit <- err
 	}()
 	b, err := c.bundle(ctx.Context, job, tree)
@@ -118,18 +119,14 @@ func (c command) bundle(ctx context.Context, job ci.Job, tree *stages.Tree) (*bu
 	return b, nil
 }
 
-// head is the checked-out commit and branch; empty outside a git work tree.
-func head(ctx context.Context, environ []string, dir string) (sha, branch string, err error) {
-	if _, err := os.Stat(filepath.Join(dir, ".git")); err != nil {
-		return "", "", nil
+// head is the checked-out commit and branch, from the look at the tree where
+// there is one; empty outside a git work tree.
+func (c command) head(ctx context.Context, tree *stages.Tree, dir string) (sha, branch string, err error) {
+	if tree != nil {
+		sha, branch, err = tree.Head()
+	} else {
+		sha, branch, err = worktree.Head(ctx, c.environ, dir)
 	}
-	var out bytes.Buffer
-	err = child.Command{
-		Path: "git",
-		// As stages lists the tree: the checkout may be another user's.
-		Args: []string{"-c", "safe.directory=*", "rev-parse", "HEAD", "--symbolic-full-name", "HEAD"},
-		Dir:  dir, Env: append(slices.Clone(environ), "LC_ALL=C"), Stdout: &out,
-	}.Run(ctx)
 	if err != nil {
 		e := &usererr.Error{Code: usererr.CodeUsage, What: "read the git work tree", Err: err, Next: "make git rev-parse HEAD work there"}
 		var exit *child.ExitError
@@ -140,12 +137,6 @@ func head(ctx context.Context, environ []string, dir string) (sha, branch string
 			e.Err, e.Next = errors.New("it has no commit yet"), "make a first commit"
 		}
 		return "", "", e
-	}
-	// A detached HEAD is no branch, which is no error.
-	sha, ref, _ := strings.Cut(strings.TrimSpace(out.String()), "\n")
-	branch, ok := strings.CutPrefix(ref, "refs/heads/")
-	if !ok {
-		branch = ""
 	}
 	return sha, branch, nil
 }

@@ -20,7 +20,7 @@ func TestImport(t *testing.T) {
 	}
 	faas := func(args ...string) (int, string, string) {
 		var out, log bytes.Buffer
-		code := run(t.Context(), append([]string{"faas", "import"}, args...), nil, strings.NewReader(""), &out, &log)
+		code := run(t.Context(), append([]string{"faas", "import"}, args...), nil, nil, strings.NewReader(""), &out, &log)
 		return code, out.String(), log.String()
 	}
 	good := write("serverless.yml", "service: shop\nprovider: {name: aws, runtime: nodejs18.x, region: here}\nfunctions:\n  hello: {handler: index.hello, events: [{http: GET /hello}]}\n")

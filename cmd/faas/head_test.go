@@ -23,17 +23,17 @@ func TestHead(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
-	if sha, branch, err := head(t.Context(), environ, dir); sha != "" || branch != "" || err != nil {
+	if sha, branch, err := (command{environ: environ}).head(t.Context(), nil, dir); sha != "" || branch != "" || err != nil {
 		t.Errorf("no work tree: %q, %q, %v", sha, branch, err)
 	}
 	git("init", "-q", "-b", "feature/x")
-	if _, _, err := head(t.Context(), environ, dir); usererr.Of(err).Next != "make a first commit" {
+	if _, _, err := (command{environ: environ}).head(t.Context(), nil, dir); usererr.Of(err).Next != "make a first commit" {
 		t.Errorf("no commit: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, ".git", "config"), []byte("[broken\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := head(t.Context(), environ, dir); err == nil || !strings.Contains(err.Error(), "bad config") || usererr.Of(err).Next == "make a first commit" {
+	if _, _, err := (command{environ: environ}).head(t.Context(), nil, dir); err == nil || !strings.Contains(err.Error(), "bad config") || usererr.Of(err).Next == "make a first commit" {
 		t.Errorf("broken: %v", err)
 	}
 	if err := os.Remove(filepath.Join(dir, ".git", "config")); err != nil {
@@ -41,7 +41,7 @@ func TestHead(t *testing.T) {
 	}
 	git("commit", "-q", "--allow-empty", "-m", "one")
 	want := git("rev-parse", "HEAD")
-	if sha, branch, err := head(t.Context(), environ, dir); sha != want || branch != "feature/x" || err != nil {
+	if sha, branch, err := (command{environ: environ}).head(t.Context(), nil, dir); sha != want || branch != "feature/x" || err != nil {
 		t.Errorf("on a branch: %q, %q, %v", sha, branch, err)
 	}
 	if os.Getuid() == 0 { // another user's checkout
@@ -50,7 +50,7 @@ func TestHead(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if sha, _, err := head(t.Context(), environ, dir); sha != want || err != nil {
+		if sha, _, err := (command{environ: environ}).head(t.Context(), nil, dir); sha != want || err != nil {
 			t.Errorf("another user's: %q, %v", sha, err)
 		}
 		for _, p := range []string{dir, filepath.Join(dir, ".git")} {
@@ -60,7 +60,7 @@ func TestHead(t *testing.T) {
 		}
 	}
 	git("checkout", "-q", "--detach")
-	if sha, branch, err := head(t.Context(), environ, dir); sha != want || branch != "" || err != nil {
+	if sha, branch, err := (command{environ: environ}).head(t.Context(), nil, dir); sha != want || branch != "" || err != nil {
 		t.Errorf("detached: %q, %q, %v", sha, branch, err)
 	}
 }

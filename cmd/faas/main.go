@@ -16,6 +16,7 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/nogc"
 	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 )
 
 // version is stamped by the build.
@@ -26,16 +27,17 @@ func main() {
 	sandbox.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args, os.Environ(), os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args, os.Environ(), nil, os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run is main without the process: everything it touches is a parameter.
-func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
+// run is main without the process: everything it touches is a parameter. look
+// is at a work tree that may be the one that is asked about; nil for none.
+func run(ctx context.Context, args, environ []string, look *worktree.Look, stdin io.Reader, stdout, stderr io.Writer) int {
 	secrets := redact.New(ci.Secrets(environ)...)
 	out, log := secrets.Writer(stdout), secrets.Writer(stderr)
 	defer out.Close()
 	defer log.Close()
-	c := command{environ: environ, stdin: stdin, stdout: out, stderr: log}
+	c := command{environ: environ, stdin: stdin, stdout: out, stderr: log, ahead: look}
 	where := []cli.Flag{
 		&cli.StringFlag{Name: "env", Usage: "the `ENVIRONMENT`; default $FAAS_ENVIRONMENT"},
 		&cli.StringFlag{Name: "dir", Usage: "the repository's `FOLDER`", Value: "."},

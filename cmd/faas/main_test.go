@@ -16,6 +16,7 @@ import (
 	"github.com/kuroko-faas/kuroko/internal/devenv/devtest"
 	"github.com/kuroko-faas/kuroko/internal/nogc"
 	"github.com/kuroko-faas/kuroko/internal/sandbox"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/stages"
 )
 
@@ -33,6 +34,7 @@ type lab struct {
 	dir      string
 	environ  []string
 	stdin    string
+	ahead    *worktree.Look // what was begun before main; nil for nothing
 	commit   int
 }
 
@@ -81,7 +83,7 @@ func (l *lab) remove(name string) {
 func (l *lab) faas(args ...string) (code int, stdout, stderr string) {
 	l.t.Helper()
 	var out, log bytes.Buffer
-	code = run(l.t.Context(), append([]string{"faas"}, append(args, "--dir", l.dir)...), l.environ, strings.NewReader(l.stdin), &out, &log)
+	code = run(l.t.Context(), append([]string{"faas"}, append(args, "--dir", l.dir)...), l.environ, l.ahead, strings.NewReader(l.stdin), &out, &log)
 	return code, out.String(), log.String()
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 	"github.com/kuroko-faas/kuroko/project"
 	"github.com/kuroko-faas/kuroko/stages"
 )
@@ -37,8 +38,12 @@ func (c command) plan(ctx *cli.Context) error {
 	}
 	var tree *stages.Tree
 	if dir, err := filepath.Abs(ctx.String("dir")); err == nil && !ctx.Bool("origins") {
-		tree = stages.Look(ctx.Context, dir, c.sums()) // while the bundle is chosen
-		defer tree.Close()
+		look, cache := c.ahead, worktree.Cache(c.getenv)
+		if !look.At(dir, cache) {
+			look = worktree.Begin(c.environ, dir, cache) // while the bundle is chosen
+			defer look.Close()
+		}
+		tree = stages.Look(ctx.Context, look, dir)
 	}
 	r, err := c.open(ctx, tree, ctx.String("vs") != "")
 	if err != nil {
@@ -67,19 +72,6 @@ func (c command) plan(ctx *cli.Context) error {
 		text = plans.Markdown()
 	}
 	return errors.Join(c.print(ctx, plans, text), plans.Err(ctx.Bool("strict")))
-}
-
-// sums is the folder where sums of files are kept from plan to plan; empty
-// where this user has none.
-func (c command) sums() string {
-	cache := c.getenv("XDG_CACHE_HOME")
-	if home := c.getenv("HOME"); !filepath.IsAbs(cache) && filepath.IsAbs(home) {
-		cache = filepath.Join(home, ".cache")
-	}
-	if !filepath.IsAbs(cache) {
-		return ""
-	}
-	return filepath.Join(cache, "kuroko", "trees")
 }
 
 // writePlans leaves the plans as files, for programs and merge requests.

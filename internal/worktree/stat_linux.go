@@ -1,4 +1,4 @@
-package stages
+package worktree
 
 import (
 	"io/fs"
@@ -19,10 +19,13 @@ func statOf(info fs.FileInfo) (fileStat, bool) {
 	return fileStat{dev: uint64(s.Dev), ino: s.Ino, size: s.Size, mode: s.Mode, mtime: s.Mtim.Nano(), ctime: s.Ctim.Nano()}, true
 }
 
+// regular reports whether it is a file's own content that counts.
+func (s fileStat) regular() bool { return s.mode&unix.S_IFMT == unix.S_IFREG }
+
 // look finds out which files are as they were when they were summed. It takes
 // a good part of a plan's time, so it asks the kernel itself: [os.Root] would
 // take twice as long. What can't be told counts as changed.
-func (k knownSums) look() []bool {
+func (k Known) look() []bool {
 	holds := make([]bool, len(k.sums))
 	// The questions don't wait for anything: with a reader on every processor,
 	// answers from the network would lie there for milliseconds.

@@ -1,12 +1,13 @@
 //go:build !linux
 
-package stages
+package worktree
 
 import "io/fs"
 
 // Elsewhere than on Linux every file is read.
 
 func statOf(fs.FileInfo) (fileStat, bool) { return fileStat{}, false }
+func (fileStat) regular() bool            { return false }
 func ours(fs.FileInfo) bool               { return false }
 func localFiles(string) bool              { return false }
-func (knownSums) look() []bool            { return nil }
+func (Known) look() []bool                { return nil }

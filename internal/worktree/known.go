@@ -1,23 +1,20 @@
-package stages
+package worktree
 
 import (
-	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
-
-	"github.com/kuroko-faas/kuroko/project"
 )
 
-// knownSums are the sums of files as an earlier plan of the same work tree
+// Known are the sums of files as an earlier plan of the same work tree
 // read them, each with what the file system said of the file then. They make
 // `faas plan` as quick as `git status`, which does the same. A pipeline reads
 // every file: what is built never depends on them.
@@ -32,7 +29,7 @@ import (
 //
 // The zero value knows nothing and remembers nothing. Reading is safe for
 // concurrent use.
-type knownSums struct {
+type Known struct {
 	root  string // absolute, links resolved
 	file  string // where they are kept
 	dev   uint64 // of root: files elsewhere are always read
@@ -65,119 +62,74 @@ const maxKnown = 64 << 20
 
 // knownMagic starts the file; its number changes with the format and with what
 // a sum is made of.
-const knownMagic = "kuroko tree sums 2\n"
-
-// Tree is the work tree, looked at while other things are done.
-type Tree struct {
-	cancel context.CancelFunc
-	file   func() (project.File, error) // faas.yml
-	done   chan struct{}
-	known  knownSums
-	paths  []string // tracked
-	err    error
-}
-
-// Look starts to list the files of the work tree at dir and to find out which
-// of them are as an earlier plan saw them, whose sums are kept in a file below
-// cache; an empty cache keeps nothing. The caller closes the Tree.
-func Look(ctx context.Context, dir, cache string) *Tree {
-	ctx, cancel := context.WithCancel(ctx)
-	t := &Tree{cancel: cancel, done: make(chan struct{}), file: sync.OnceValues(func() (project.File, error) { return projectFile(dir) })}
-	go func() {
-		defer close(t.done)
-		listed := make(chan struct{})
-		go func() {
-			defer close(listed)
-			t.paths, t.err = tracked(ctx, dir)
-		}()
-		t.known = loadKnown(cache, dir, time.Now())
-		t.known.holds = t.known.look() // not of what is tracked: that is not listed yet
-		<-listed
-	}()
-	return t
-}
-
-// project is faas.yml; a nil Tree reads it now, in dir.
-func (t *Tree) project(dir string) (project.File, error) {
-	if t == nil {
-		return projectFile(dir)
-	}
-	return t.file()
-}
-
-func projectFile(dir string) (project.File, error) {
-	data, err := readProjectFile(dir)
-	if err != nil {
-		return project.File{}, err
-	}
-	return project.Read(data), nil
-}
-
-// wait returns when everything was looked at.
-func (t *Tree) wait() (paths []string, known knownSums, err error) {
-	<-t.done
-	return slices.Clone(t.paths), t.known, t.err
-}
-
-// Close ends what still runs. A nil Tree is closed.
-func (t *Tree) Close() {
-	if t != nil {
-		t.cancel()
-		<-t.done
-	}
-}
+const knownMagic = "kuroko tree sums 3\n"
 
 // loadKnown reads what is known of the work tree at dir from the folder cache.
 // A file that is damaged, another user's, another tree's or from the future is
 // as good as none. With an empty cache, or a file system whose clock is not
 // this machine's, nothing is remembered.
-func loadKnown(cache, dir string, now time.Time) knownSums {
+func loadKnown(cache, dir string, now time.Time) Known {
 	root, err := filepath.Abs(dir)
 	if err == nil {
 		root, err = filepath.EvalSymlinks(root)
 	}
 	if cache == "" || err != nil || !localFiles(root) {
-		return knownSums{}
+		return Known{}
 	}
 	info, err := os.Lstat(root)
 	if err != nil {
-		return knownSums{}
+		return Known{}
 	}
 	at, ok := statOf(info)
 	if !ok {
-		return knownSums{}
+		return Known{}
 	}
 	name := sha256.Sum256([]byte(root))
-	k := knownSums{root: root, dev: at.dev, since: now, file: filepath.Join(cache, hex.EncodeToString(name[:16]))}
-	if data, err := readOwn(k.file); err == nil {
-		k.sums, _ = decodeKnown(data, root, now)
+	k := Known{root: root, dev: at.dev, since: now, file: filepath.Join(cache, hex.EncodeToString(name[:16]))}
+	if text, err := readOwn(k.file); err == nil {
+		k.sums, _ = decodeKnown(text, root, now)
 	}
 	return k
 }
 
 // readOwn reads a file that only this user can have written.
-func readOwn(file string) ([]byte, error) {
+func readOwn(file string) (string, error) {
 	info, err := os.Lstat(file)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	if !info.Mode().IsRegular() || info.Mode()&0o022 != 0 || info.Size() > maxKnown || !ours(info) {
-		return nil, fs.ErrPermission
+		return "", fs.ErrPermission
 	}
-	return os.ReadFile(file)
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var text strings.Builder // a part of which each path and sum will be
+	text.Grow(int(info.Size()))
+	_, err = io.Copy(&text, f)
+	return text.String(), err
 }
 
 // find is where the sum of the file at path stands, or would. Whoever asks in
 // the order of paths finds it at near, behind the one before.
-func (k knownSums) find(path string, near int) (at int, ok bool) {
+func (k Known) find(path string, near int) (at int, ok bool) {
 	if near < len(k.sums) && k.sums[near].path == path {
 		return near, true
 	}
 	return slices.BinarySearchFunc(k.sums, path, func(s knownSum, path string) int { return strings.Compare(s.path, path) })
 }
 
+// Holds reports whether the file at path was found to be a regular one, as it
+// was when it was summed.
+func (k Known) Holds(path string) bool {
+	i, ok := k.find(path, len(k.sums))
+	return ok && k.holds != nil && k.holds[i] && k.sums[i].at.regular()
+}
+
 // settled is how the file is, where that may be remembered.
-func (k knownSums) settled(info fs.FileInfo) (fileStat, bool) {
+func (k Known) settled(info fs.FileInfo) (fileStat, bool) {
 	if k.file == "" {
 		return fileStat{}, false
 	}
@@ -187,7 +139,7 @@ func (k knownSums) settled(info fs.FileInfo) (fileStat, bool) {
 
 // with are the sums to keep: what was read now and was settled, and what was
 // known and still holds.
-func (k knownSums) with(paths, sums []string, fresh []fileStat) []knownSum {
+func (k Known) with(paths, sums []string, fresh []fileStat) []knownSum {
 	out := make([]knownSum, 0, len(paths))
 	near := 0
 	for i, p := range paths {
@@ -206,7 +158,7 @@ func (k knownSums) with(paths, sums []string, fresh []fileStat) []knownSum {
 
 // remember replaces what is kept by sums. It is for the next plan's speed:
 // that it could not be written is nobody's problem.
-func (k knownSums) remember(sums []knownSum) {
+func (k Known) remember(sums []knownSum) {
 	if k.file == "" {
 		return
 	}
@@ -224,17 +176,20 @@ func (k knownSums) remember(sums []knownSum) {
 	}
 }
 
-// The file: magic, the sum of the rest, then the rest: root, the time of
+// The file: magic, a checksum of the rest, then the rest: root, the time of
 // writing, and the entries in the order of their paths. Numbers have eight
-// bytes, little end first.
+// bytes, little end first. The checksum finds damage; nobody else can write
+// the file.
 const knownEntry = 6*8 + 2*sha256.Size // beside its path
 
+var damage = crc32.MakeTable(crc32.Castagnoli) // which processors count themselves
+
 func encodeKnown(root string, now time.Time, sums []knownSum) []byte {
-	size := len(knownMagic) + sha256.Size + 3*8 + len(root)
+	size := len(knownMagic) + 4*8 + len(root)
 	for _, e := range sums {
 		size += 8 + len(e.path) + knownEntry
 	}
-	b := make([]byte, len(knownMagic)+sha256.Size, size)
+	b := make([]byte, len(knownMagic)+8, size)
 	copy(b, knownMagic)
 	number := func(n uint64) { b = binary.LittleEndian.AppendUint64(b, n) }
 	text := func(s string) { number(uint64(len(s))); b = append(b, s...) }
@@ -251,21 +206,13 @@ func encodeKnown(root string, now time.Time, sums []knownSum) []byte {
 		number(uint64(e.at.ctime))
 		b = append(b, e.sum...)
 	}
-	sum := sha256.Sum256(b[len(knownMagic)+sha256.Size:])
-	copy(b[len(knownMagic):], sum[:])
+	binary.LittleEndian.PutUint64(b[len(knownMagic):], uint64(crc32.Checksum(b[len(knownMagic)+8:], damage)))
 	return b
 }
 
 // decodeKnown reads what encodeKnown wrote for the same root before now.
-func decodeKnown(data []byte, root string, now time.Time) ([]knownSum, bool) {
-	data, ok := bytes.CutPrefix(data, []byte(knownMagic))
-	if !ok || len(data) < sha256.Size {
-		return nil, false
-	}
-	if sum := sha256.Sum256(data[sha256.Size:]); !bytes.Equal(sum[:], data[:sha256.Size]) {
-		return nil, false
-	}
-	b := string(data[sha256.Size:]) // paths and sums are parts of it
+func decodeKnown(file, root string, now time.Time) ([]knownSum, bool) {
+	b, ok := strings.CutPrefix(file, knownMagic) // paths and sums are parts of it
 	cut := func(n uint64) (s string) {
 		if n > uint64(len(b)) {
 			ok, b = false, ""
@@ -283,6 +230,11 @@ func decodeKnown(data []byte, root string, now time.Time) ([]knownSum, bool) {
 			uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 	}
 	text := func() string { return cut(number()) }
+	want, got := number(), crc32.New(damage)
+	// Without the Reader's own way, which would copy all of it at once.
+	if _, err := io.Copy(got, struct{ io.Reader }{strings.NewReader(b)}); err != nil || want != uint64(got.Sum32()) {
+		return nil, false
+	}
 	// With a clock that went back, a later change could have an earlier ctime.
 	if text() != root || int64(number()) > now.UnixNano() {
 		return nil, false
