@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kuroko-faas/kuroko/ci"
+	"github.com/kuroko-faas/kuroko/internal/ahead"
 	"github.com/kuroko-faas/kuroko/internal/cliapp"
 	"github.com/kuroko-faas/kuroko/internal/nogc"
 	"github.com/kuroko-faas/kuroko/internal/redact"
@@ -27,7 +28,9 @@ func main() {
 	sandbox.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args, os.Environ(), nil, os.Stdin, os.Stdout, os.Stderr))
+	code := run(ctx, os.Args, os.Environ(), ahead.Look(), os.Stdin, os.Stdout, os.Stderr)
+	ahead.Look().Close()
+	os.Exit(code)
 }
 
 // run is main without the process: everything it touches is a parameter. look

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kuroko-faas/kuroko/internal/worktree"
 )
 
 // What every command pays before main, by what Go says of it: the collector
@@ -36,13 +38,15 @@ func TestStartIsCheap(t *testing.T) {
 		}
 	}
 	tables := order["k8s.io/client-go/kubernetes/scheme"]
-	if first := order[ours+"internal/nogc"]; first == 0 || tables == 0 || first > tables {
-		t.Errorf("internal/nogc is number %d, the first large table %d", first, tables)
+	for _, early := range []string{"nogc", "ahead"} {
+		if first := order[ours+"internal/"+early]; first == 0 || tables == 0 || first > tables {
+			t.Errorf("internal/%s is number %d, the first large table %d", early, first, tables)
+		}
 	}
 }
 
-// A plan starts git twice, whatever the number of functions: a process costs
-// as much as two hundred files.
+// A plan starts git twice, whatever the number of functions and whether that
+// was done before main: a process costs as much as two hundred files.
 func TestPlanStartsTwoProcesses(t *testing.T) {
 	l := newLab(t)
 	git, err := exec.LookPath("git")
@@ -71,14 +75,18 @@ func TestPlanStartsTwoProcesses(t *testing.T) {
 		}
 	}
 	t.Setenv("PATH", bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
-	if p := l.plan(); len(p.Build.Images) != 12 {
-		t.Errorf("%d images", len(p.Build.Images))
+	for _, look := range []*worktree.Look{nil, worktree.Begin(l.environ, l.dir, worktree.Cache(command{environ: l.environ}.getenv))} {
+		l.ahead = look
+		if p := l.plan(); len(p.Build.Images) != 12 {
+			t.Errorf("%d images", len(p.Build.Images))
+		}
+		look.Close()
 	}
 	said, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(string(said), "\n"); n != 2 {
-		t.Errorf("git was started %d times:\n%s", n, said)
+	if n := strings.Count(string(said), "\n"); n != 2*2 {
+		t.Errorf("git was started %d times by two plans:\n%s", n, said)
 	}
 }

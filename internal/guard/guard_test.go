@@ -61,6 +61,14 @@ func TestRunnerLinksNoKaniko(t *testing.T) {
 	}
 }
 
+func TestOnlyFaasLooksAhead(t *testing.T) {
+	for dir, imports := range packages(t, false) {
+		if contains(imports, module+"internal/ahead") && dir != "cmd/faas" {
+			t.Errorf("%s imports internal/ahead: it begins to work before main", dir)
+		}
+	}
+}
+
 func TestOnlyProgramsEndTheStart(t *testing.T) {
 	for dir, imports := range packages(t, false) {
 		if contains(imports, module+"internal/nogc") && !strings.HasPrefix(dir, "cmd/") {
