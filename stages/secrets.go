@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/kuroko-faas/kuroko/builder"
+	"github.com/kuroko-faas/kuroko/internal/redact"
 	"github.com/kuroko-faas/kuroko/internal/usererr"
 	"github.com/kuroko-faas/kuroko/project"
 )
@@ -68,6 +70,8 @@ func (s *state) hideSecrets(p *project.Project) error {
 			e.Problems = append(e.Problems, usererr.Problem{Why: "build.secrets: the CI variable " + n + " is not set in this job"})
 		case err != nil:
 			e.Problems = append(e.Problems, usererr.Problem{Why: fmt.Sprintf("build.secrets: the CI variable %s can't be read: %v", n, err)})
+		case len(strings.TrimSpace(string(secret.Value))) < redact.MinLength:
+			e.Problems = append(e.Problems, usererr.Problem{Why: fmt.Sprintf("build.secrets: the CI variable %s has fewer than %d characters, too few to be masked in logs", n, redact.MinLength)})
 		case s.Secrets != nil:
 			s.Secrets.Add(string(secret.Value))
 		}

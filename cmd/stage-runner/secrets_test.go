@@ -167,6 +167,9 @@ test "$(stat -c %a /run/secrets/*)" = "$(printf '400\n400')"
 		t.Error("something ran")
 	}
 
+	l.newPipeline()
+	l.refused(l.run("prepare", env[1], "UPSTREAM=short", "THIRD=third-value"), 1, "E1003", "the CI variable UPSTREAM has fewer than 6 characters")
+
 	// What a command printed before it failed is in the report, without them.
 	l.write(map[string]string{"faas.yml": faas, "build.sh": shown + "exit 3\n"})
 	l.newPipeline()
@@ -182,9 +185,9 @@ test "$(stat -c %a /run/secrets/*)" = "$(printf '400\n400')"
 }
 
 // An instruction has the secrets that it mounts, as the job has them.
-func TestSecretsOfDockerfiles(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs kaniko over a real base image, which takes seconds")
+func TestRealSecretsOfDockerfiles(t *testing.T) {
+	if os.Getenv("KUROKO_TEST_IMAGES") == "" {
+		t.Skip("runs kaniko over a real base image, which takes seconds: make test-images")
 	}
 	if mode, why := sandbox.Detect(t.Context()); mode == sandbox.None {
 		t.Skip("kaniko needs a sandbox: ", why)

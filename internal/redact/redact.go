@@ -19,9 +19,9 @@ import (
 // Mask is what stands in place of a secret.
 const Mask = "[MASKED]"
 
-// minLength is the shortest value treated as a secret: masking "1" or "test"
+// MinLength is the shortest value treated as a secret: masking "1" or "test"
 // would make every log unreadable and protect nothing.
-const minLength = 6
+const MinLength = 6
 
 // Redactor replaces secrets. The zero value replaces nothing until some are
 // added. It is safe for concurrent use.
@@ -77,7 +77,7 @@ func wordsOf(values []string) words {
 	for _, v := range values {
 		for _, line := range append(strings.Split(v, "\n"), v) {
 			line = strings.TrimSpace(line)
-			if len(line) < minLength {
+			if len(line) < MinLength {
 				continue
 			}
 			set[line] = true
@@ -120,7 +120,7 @@ func encoded(v string) []string {
 		if offset > 0 {
 			first = 3 // the group that mixes v with what stands before it
 		}
-		if whole-first < minLength {
+		if whole-first < MinLength {
 			continue
 		}
 		part := []byte(padded[first:whole])
@@ -147,7 +147,7 @@ func Find(r io.Reader, values []string) (int, error) {
 	var needles [][]byte
 	for _, v := range values {
 		n := bytes.TrimSpace([]byte(v))
-		if len(n) < minLength {
+		if len(n) < MinLength {
 			n = nil
 		}
 		needles = append(needles, n)
