@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -136,7 +137,9 @@ func (l *lint) command(cmd instructions.Command, absolute *bool, seen map[string
 	case *instructions.HealthCheckCommand:
 		once("HEALTHCHECK")
 	case *instructions.RunCommand:
-		l.leftovers(strings.Join(c.CmdLine, " "), where)
+		if !mountsCache(c) {
+			l.leftovers(strings.Join(c.CmdLine, " "), where)
+		}
 	case *instructions.VolumeCommand:
 		l.own("FunctionVolume", "VOLUME: a function has no volumes; what is written there is gone with the instance", where, "")
 	}
@@ -146,6 +149,16 @@ func (l *lint) shellForm(name string, shell bool, where []parser.Range) {
 	if shell {
 		l.linter.Run(&linter.RuleJSONArgsRecommended, where, linter.RuleJSONArgsRecommended.Format(name))
 	}
+}
+
+// mountsCache says whether a command has a place for what must not stay.
+func mountsCache(c *instructions.RunCommand) bool {
+	if err := c.Expand(func(word string) (string, error) { return word, nil }); err != nil {
+		return false // told elsewhere
+	}
+	return slices.ContainsFunc(instructions.GetMounts(c), func(m *instructions.Mount) bool {
+		return m.Type == instructions.MountTypeCache || m.Type == instructions.MountTypeTmpfs
+	})
 }
 
 // leftovers are package managers' caches, which a layer keeps for good.

@@ -24,6 +24,7 @@ func TestLint(t *testing.T) {
 		}},
 		{"volume", "FROM x\nVOLUME /v\n", []string{"2:1 FunctionVolume"}},
 		{"two stages of a name", "FROM x AS a\nFROM y AS a\nFROM z AS scratch\n", []string{"2:1 DuplicateStageName", "3:1 ReservedStageName"}},
+		{"caches that are mounted", "FROM x\nRUN --mount=type=cache,target=/root/.npm npm ci\nRUN --mount=type=tmpfs,target=$HOME/.cache pip install a\nRUN --mount=type=secret,id=x npm ci\n", []string{"4:30 PackageCache RUN npm ci: npm's cache"}},
 		{"silenced", "# check=skip=PackageCache,JSONArgsRecommended\nFROM x\nRUN npm ci\nCMD a\nVOLUME /v\n", []string{"5:1 FunctionVolume"}},
 		{"not a Dockerfile", "FROM\nNO\n", nil},
 	} {
