@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+	kn "knative.dev/client/pkg/serving/v1"
 	serving "knative.dev/serving/pkg/client/clientset/versioned/typed/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
@@ -177,6 +178,11 @@ func (t *Target) Kube() kubernetes.Interface { return t.kube }
 
 // namespace is where the scope lives.
 func (t *Target) namespace(s deployer.Scope) string { return cmp.Or(s.Namespace, t.cfg.Namespace) }
+
+// knative is knative.dev/client's view of the scope's namespace.
+func (t *Target) knative(s deployer.Scope) kn.KnServingClient {
+	return kn.NewKnServingClient(t.serve, t.namespace(s))
+}
 
 // once sends one request. Its error is one of the contract's.
 func once[T any](ctx context.Context, t *Target, what string, f func(context.Context) (T, error)) (T, error) {

@@ -12,6 +12,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kn "knative.dev/client/pkg/serving/v1"
 	knserving "knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
@@ -20,7 +21,11 @@ import (
 
 // Services implements [deployer.Units].
 func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer.Service, error) {
-	mine := metav1.ListOptions{LabelSelector: selector(scopeLabels(scope))}
+	client := t.knative(scope)
+	var with []kn.ListConfig
+	for k, v := range scopeLabels(scope) {
+		with = append(with, kn.WithLabel(k, v))
+	}
 	var svcs *servingv1.ServiceList
 	var revs *servingv1.RevisionList
 	var routes *servingv1.RouteList
@@ -28,7 +33,7 @@ func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer
 	var group errgroup.Group
 	group.Go(func() (err error) {
 		svcs, err = read(ctx, t, "list services of "+scope.String(), func(ctx context.Context) (*servingv1.ServiceList, error) {
-			return t.serve.Services(t.namespace(scope)).List(ctx, mine)
+			return client.ListServices(ctx, with...)
 		})
 		return err
 	})
@@ -38,7 +43,7 @@ func (t *Target) Services(ctx context.Context, scope deployer.Scope) ([]deployer
 	})
 	group.Go(func() (err error) {
 		routes, err = read(ctx, t, "list routes of "+scope.String(), func(ctx context.Context) (*servingv1.RouteList, error) {
-			return t.serve.Routes(t.namespace(scope)).List(ctx, mine)
+			return client.ListRoutes(ctx, with...)
 		})
 		return err
 	})
@@ -170,7 +175,7 @@ func (f fresh) parts(ctx context.Context, service, revision string) (p parts, er
 	})
 	group.Go(func() (err error) {
 		p.route, err = read(ctx, f.t, "read route "+service, func(ctx context.Context) (*servingv1.Route, error) {
-			return f.t.serve.Routes(f.t.namespace(f.scope)).Get(ctx, service, metav1.GetOptions{})
+			return f.t.knative(f.scope).GetRoute(ctx, service)
 		})
 		if errors.Is(err, deployer.ErrNotFound) {
 			p.route, err = nil, nil

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kn "knative.dev/client/pkg/serving/v1"
 	knserving "knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
@@ -324,8 +325,12 @@ func (t *Target) may(ctx context.Context, ns string, r Right, name, verb string)
 
 // listRevisions are the scope's revisions.
 func (t *Target) listRevisions(ctx context.Context, scope deployer.Scope) (*servingv1.RevisionList, error) {
+	var with []kn.ListConfig
+	for k, v := range scopeLabels(scope) {
+		with = append(with, kn.WithLabel(k, v))
+	}
 	return read(ctx, t, "list revisions of "+scope.String(), func(ctx context.Context) (*servingv1.RevisionList, error) {
-		return t.serve.Revisions(t.namespace(scope)).List(ctx, metav1.ListOptions{LabelSelector: selector(scopeLabels(scope))})
+		return t.knative(scope).ListRevisions(ctx, with...)
 	})
 }
 

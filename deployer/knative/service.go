@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
+	kn "knative.dev/client/pkg/serving/v1"
 	"knative.dev/networking/pkg/apis/networking"
 	knserving "knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
@@ -25,7 +25,7 @@ import (
 // none.
 func (t *Target) getService(ctx context.Context, scope deployer.Scope, name string) (*servingv1.Service, error) {
 	svc, err := read(ctx, t, "read service "+name, func(ctx context.Context) (*servingv1.Service, error) {
-		return t.serve.Services(t.namespace(scope)).Get(ctx, name, metav1.GetOptions{})
+		return t.knative(scope).GetService(ctx, name)
 	})
 	if errors.Is(err, deployer.ErrNotFound) {
 		return nil, nil
@@ -39,7 +39,7 @@ func (t *Target) getService(ctx context.Context, scope deployer.Scope, name stri
 // getRevision reads a revision of the service; nil: there is none.
 func (t *Target) getRevision(ctx context.Context, scope deployer.Scope, service, name string) (*servingv1.Revision, error) {
 	rev, err := read(ctx, t, "read revision "+name, func(ctx context.Context) (*servingv1.Revision, error) {
-		return t.serve.Revisions(t.namespace(scope)).Get(ctx, name, metav1.GetOptions{})
+		return t.knative(scope).GetRevision(ctx, name)
 	})
 	if errors.Is(err, deployer.ErrNotFound) {
 		return nil, nil
@@ -144,15 +144,15 @@ func (t *Target) writeOnce(ctx context.Context, f deployer.Fence, name string, c
 	}
 	svc.Annotations[AnnotationEpoch] = strconv.FormatInt(f.Epoch, 10)
 	if old == nil {
-		_, err = once(ctx, t, "create service "+name, func(ctx context.Context) (*servingv1.Service, error) {
-			return t.serve.Services(t.namespace(f.Scope)).Create(ctx, svc, metav1.CreateOptions{})
+		_, err = once(ctx, t, "create service "+name, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, t.knative(f.Scope).CreateService(ctx, svc)
 		})
 	} else {
 		if equality.Semantic.DeepEqual(svc.Spec, old.Spec) && maps.Equal(svc.Annotations, old.Annotations) && maps.Equal(svc.Labels, old.Labels) {
 			return old, nil
 		}
-		_, err = once(ctx, t, "update service "+name, func(ctx context.Context) (*servingv1.Service, error) {
-			return t.serve.Services(t.namespace(f.Scope)).Update(ctx, svc, metav1.UpdateOptions{})
+		_, err = once(ctx, t, "update service "+name, func(ctx context.Context) (bool, error) {
+			return t.knative(f.Scope).UpdateService(ctx, svc)
 		})
 		if errors.Is(err, deployer.ErrNotFound) {
 			err = fmt.Errorf("%w: %w", deployer.ErrConflict, err) // removed meanwhile: look again
@@ -477,16 +477,15 @@ func (t *Target) RemoveService(ctx context.Context, f deployer.Fence, service st
 	}
 	// The name is free when Knative's parts of the same name are gone.
 	return t.gone(ctx, func(ctx context.Context) (bool, error) {
-		of := metav1.ListOptions{LabelSelector: selector(map[string]string{knserving.ServiceLabelKey: service})}
-		revs, err := t.serve.Revisions(svc.Namespace).List(ctx, of)
+		revs, err := t.knative(f.Scope).ListRevisions(ctx, kn.WithService(service))
 		if err != nil || len(revs.Items) > 0 {
 			return false, err
 		}
-		routes, err := t.serve.Routes(svc.Namespace).List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, service).String()})
+		routes, err := t.knative(f.Scope).ListRoutes(ctx, kn.WithName(service))
 		if err != nil || len(routes.Items) > 0 {
 			return false, err
 		}
-		configs, err := t.serve.Configurations(svc.Namespace).List(ctx, of)
+		configs, err := t.serve.Configurations(svc.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector(map[string]string{knserving.ServiceLabelKey: service})})
 		return err == nil && len(configs.Items) == 0, err
 	})
 }
