@@ -134,6 +134,7 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 		}
 	}
 	unbuilt := map[string]bool{} // by service
+	missing := map[string]bool{} // by image
 	for _, u := range in.Project.Units {
 		img, ok := imageOf[u.Name]
 		ref, built := in.Images[img.Name]
@@ -143,8 +144,8 @@ func PlanDeploy(in DeployInput) (DeployPlan, error) {
 				ref, built = l.Spec.Image, true
 			} else {
 				unbuilt[u.ServiceName] = true
-				if !slices.Contains(plan.Unbuilt, img.Name) {
-					plan.Unbuilt = append(plan.Unbuilt, img.Name)
+				if !missing[img.Name] {
+					missing[img.Name], plan.Unbuilt = true, append(plan.Unbuilt, img.Name)
 				}
 			}
 		}
