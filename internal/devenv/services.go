@@ -10,12 +10,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/kuroko-faas/kuroko/builder"
 	"github.com/kuroko-faas/kuroko/builder/debian"
 	"github.com/kuroko-faas/kuroko/bundle"
 	"github.com/kuroko-faas/kuroko/deployer/local"
@@ -170,10 +172,13 @@ func (s Services) PushBaseImages(ctx context.Context, cache string, runtimes ...
 		all[runtime] = bundle.Images{Base: base, Build: build, Layers: map[string]string{}}
 		// Built-in layers are few people's need: those that were made are offered.
 		for _, layer := range []string{"ffmpeg", "fonts", "tzdata"} {
-			ref, err := push("layer/" + layer + "/" + runtime)
-			if errors.Is(err, debian.ErrNotBuilt) {
+			image := "layer/" + layer + "/" + runtime
+			if made, err := madeFor(images, image, base); err != nil {
+				return nil, err
+			} else if !made {
 				continue
 			}
+			ref, err := push(image)
 			if err != nil {
 				return nil, err
 			}
@@ -181,6 +186,27 @@ func (s Services) PushBaseImages(ctx context.Context, cache string, runtimes ...
 		}
 	}
 	return all, nil
+}
+
+// madeFor says whether a built-in layer was made, and for this base: an older
+// one stays in the cache when the base is made anew.
+func madeFor(images debian.Builder, layer, base string) (bool, error) {
+	made, err := images.Find(layer, "")
+	if errors.Is(err, debian.ErrNotBuilt) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	img, err := made.Open()
+	if err != nil {
+		return false, err
+	}
+	c, err := img.ConfigFile()
+	if err != nil {
+		return false, err
+	}
+	return strings.HasSuffix(base, "@"+c.Config.Labels[builder.LabelLayerBase]), nil
 }
 
 // PushBuilt is [Services.PushBaseImages] for those of the default bundle's
