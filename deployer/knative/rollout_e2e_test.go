@@ -15,6 +15,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
+	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/kuroko-faas/kuroko/deployer"
 	"github.com/kuroko-faas/kuroko/deployer/analysis"
@@ -30,6 +32,28 @@ func roll(t *testing.T, target deployer.Target, scope deployer.Scope, pipeline i
 		t.Logf("%5.1fs %s %s: %s", time.Since(start).Seconds(), e.Step, e.Revision, e.Text)
 	}
 	return deployer.Deploy(t.Context(), target, deployer.Plan{Scope: scope, Pipeline: pipeline, Policy: policy, Units: []deployer.Spec{u}}, o)
+}
+
+// byHand changes every share of a service's traffic, as a person would who
+// tries again when Knative has written in between.
+func (c cluster) byHand(t *testing.T, scope deployer.Scope, name string, change func(*servingv1.TrafficTarget)) {
+	t.Helper()
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		svc, err := c.serve.Services(scope.Namespace).Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for i := range svc.Spec.Traffic {
+			if n := svc.Spec.Traffic[i].Percent; n != nil && *n > 0 {
+				change(&svc.Spec.Traffic[i])
+			}
+		}
+		_, err = c.serve.Services(scope.Namespace).Update(t.Context(), svc, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // stepped is a canary that is judged by what the adapter's port says.
@@ -235,19 +259,10 @@ func TestApprovalIsPromoted(t *testing.T) {
 		t.Fatalf("got %+v, %v; want it to wait", out, err)
 	}
 	// Traffic that somebody has changed by hand is put right by the promotion.
-	svc, err := c.serve.Services(scope.Namespace).Get(t.Context(), u.Name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range svc.Spec.Traffic {
-		if n := svc.Spec.Traffic[i].Percent; n != nil && *n > 0 {
-			half := int64(50)
-			svc.Spec.Traffic[i].Percent = &half
-		}
-	}
-	if _, err := c.serve.Services(scope.Namespace).Update(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	c.byHand(t, scope, u.Name, func(to *servingv1.TrafficTarget) {
+		half := int64(50)
+		to.Percent = &half
+	})
 	done, err := deployer.Promote(t.Context(), target(t, c), scope, 2, quick())
 	if err != nil || done.Awaiting != "" || done.ID != out.ID {
 		t.Fatalf("promoted: %+v, %v", done, err)
@@ -289,19 +304,10 @@ func TestPipelinesInOrder(t *testing.T) {
 	if err := deployer.Resume(t.Context(), k, scope, quick()); err != nil {
 		t.Fatal(err)
 	}
-	svc, err := c.serve.Services(scope.Namespace).Get(t.Context(), "app-main", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	latest := true
-	for i := range svc.Spec.Traffic {
-		if n := svc.Spec.Traffic[i].Percent; n != nil && *n == 100 {
-			svc.Spec.Traffic[i].LatestRevision, svc.Spec.Traffic[i].RevisionName = &latest, ""
-		}
-	}
-	if _, err := c.serve.Services(scope.Namespace).Update(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	c.byHand(t, scope, "app-main", func(to *servingv1.TrafficTarget) {
+		latest := true
+		to.LatestRevision, to.RevisionName = &latest, ""
+	})
 	out, err = deploy(t, k, scope, 5, round(unit("main", one), 1))
 	if err != nil || len(out.Changes) != 1 || !strings.Contains(out.Changes[0].Why, "behind our back") {
 		t.Errorf("traffic changed by hand: %+v, %v", out.Changes, err)
