@@ -34,11 +34,7 @@ const argBuild = "FAAS_BUILD_IMAGE"
 // platform's images.
 func buildArgs(p *project.Project, img PlannedImage, c bundle.Cluster, rt bundle.Runtime) map[string]string {
 	args := map[string]string{}
-	for _, u := range p.Units {
-		if slices.Contains(img.Units, u.Name) {
-			maps.Copy(args, u.Build.Env) // the same of all that share the image
-		}
-	}
+	maps.Copy(args, buildOf(p, img).Env)
 	for name, ref := range map[string]string{argBase: rt.Base, argBuild: rt.Build} {
 		delete(args, name)
 		if ref != "" {
@@ -173,7 +169,7 @@ func (s *state) readDockerfiles(ctx context.Context, p *project.Project, plan *B
 			continue
 		}
 		args := buildArgs(p, *img, site.Cluster, s.Bundle.Meta.Runtimes[img.Runtime])
-		look := look{tree: tree.FS(), file: img.Dockerfile, paths: plan.Files(*img), args: args, own: own, policy: policy, secrets: buildSecrets(p, *img),
+		look := look{tree: tree.FS(), file: img.Dockerfile, paths: plan.Files(*img), args: args, own: own, policy: policy, secrets: buildOf(p, *img).Secrets,
 			// What the command is yet to make can't be looked for.
 			early: p.Build.Command != "" && !s.commandRan}
 		if img.Findings, err = look.findings(); err != nil {

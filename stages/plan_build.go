@@ -385,6 +385,17 @@ func (c code) sources(u project.Unit) []string {
 	return out
 }
 
+// buildOf is how a planned image is built, as faas.yml has it: the units that
+// share an image have the same.
+func buildOf(p *project.Project, img PlannedImage) project.Build {
+	for _, u := range p.Units {
+		if slices.Contains(img.Units, u.Name) {
+			return u.Build
+		}
+	}
+	return project.Build{}
+}
+
 // chooseEngine names the engine and the reason, both for the user.
 func chooseEngine(b project.Build) (engine, why string) {
 	switch b.Builder {

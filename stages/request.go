@@ -79,7 +79,7 @@ func (s *state) request(ctx context.Context, p *project.Project, plan *BuildPlan
 		BuiltIn: builtIn, For: made,
 		Name: img.Name, Key: img.Key, Repository: repo, Base: base,
 		Code:   builder.Tree{Title: "code", FS: s.tree.FS(), Prefix: codeDir, Paths: plan.Files(img)},
-		Origin: s.origin(plan, img), Secrets: buildSecrets(p, img),
+		Origin: s.origin(plan, img), Secrets: buildOf(p, img).Secrets,
 	}
 	if img.App != "" {
 		if req.Config, err = s.appConfig(p, img, rt.Language); err != nil {

@@ -107,13 +107,3 @@ func (s *state) checkRevealed(ctx context.Context, p *project.Project, plan *Bui
 	}
 	return err
 }
-
-// buildSecrets are the secrets that a planned image's build names.
-func buildSecrets(p *project.Project, img PlannedImage) []string {
-	for _, u := range p.Units {
-		if slices.Contains(img.Units, u.Name) {
-			return u.Build.Secrets
-		}
-	}
-	return nil
-}

@@ -1,5 +1,5 @@
 // Command skips reads what `go test -json` writes, prints what `go test` would,
-// and in the end how many tests this machine could not run, by reason.
+// and in the end how many tests were skipped, by reason.
 package main
 
 import (
@@ -85,7 +85,7 @@ func report(in io.Reader, out io.Writer) error {
 	if all == 0 {
 		return nil
 	}
-	fmt.Fprintf(out, "skipped: %d tests that this machine can't run\n", all)
+	fmt.Fprintf(out, "skipped: %d tests, by reason:\n", all)
 	for _, s := range slices.SortedFunc(maps.Keys(skips), func(a, b skipped) int { return cmp.Or(cmp.Compare(a.pkg, b.pkg), cmp.Compare(a.reason, b.reason)) }) {
 		fmt.Fprintf(out, "%5d  %s: %s\n", skips[s], s.pkg, s.reason)
 	}

@@ -38,7 +38,7 @@ ok  	x/a	0.1s
 FAIL	x/d	0.1s
 go: not an event
 panic: died
-skipped: 3 tests that this machine can't run
+skipped: 3 tests, by reason:
     2  x/a: needs: namespaces
     1  x/a: without a reason
 `
